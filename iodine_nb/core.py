@@ -27,7 +27,7 @@ class Scenes:
     factors: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [N, E] or [N, E, d]
 
     def __len__(self): return len(self.image)
-    def __getitem__(self, i: slice) -> "Scenes":
+    def __getitem__(self, i: slice | np.ndarray) -> "Scenes":
         return Scenes(self.image[i], self.mask[i], self.visibility[i], {k: v[i] for k, v in self.factors.items()})
 
 # %% ../nbs/01_core.ipynb #c006

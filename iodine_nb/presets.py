@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import tyro
+
 from .core import Config
 from .decoder import DecoderConfig
 from .iodine import IODINE, IODINEConfig
@@ -59,8 +61,8 @@ class TrainingConfig(Config):
 @dataclass(frozen=True)
 class Preset(Config):
     "A model, how to train it, and what on."
-    name: str = ""
-    data: str = ""  # the data set it is made for
+    name: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
+    data: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""  # the data set it is made for
     model: IODINEConfig = IODINEConfig()
     training: TrainingConfig = TrainingConfig()
 

@@ -58,7 +58,7 @@ def _place(rng, n: int, shapes: int, cell: int, grid: int):
     "Codes [n, S], corners [n, S, 2] and cells [n, S, 4, 2] of n scenes without overlap."
     shape = rng.integers(len(TETROMINOES), size=(n, shapes))
     corner, cells = _corners(rng, shape, cell, grid)
-    for _ in range(10_000):
+    for _ in range(1000):
         again = np.flatnonzero(_overlap(cells, cell))
         if not len(again): return shape, corner, cells
         shape[again] = rng.integers(len(TETROMINOES), size=(len(again), shapes))

@@ -137,7 +137,7 @@ def fit(model: nn.Module,
         progress: bool = True) -> Record:
     "Train a model on a scene file until `config.steps`, resuming from the run's checkpoint if there is one."
     record, accelerator = Record(run), Accelerator()
-    about = {"training": config.to_dict()} | (describe or {})
+    about = (describe or {}) | {"training": config.to_dict()}
     same_run = {"training": {k: v for k, v in config.to_dict().items() if k not in _MAY_CHANGE}} | {k: v for k, v in about.items() if k != "training"}
     if config.precision == "bfloat16" or accelerator.device.type == "cuda": model = model.to(memory_format=torch.channels_last)
     model = model.to(accelerator.device)

@@ -1,0 +1,41 @@
+"""Run notebooks from top to bottom and keep their outputs; with --fresh, print outputs and leave the files as they are."""
+import argparse, sys, time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+
+def skipped(cell) -> bool:
+    return cell.cell_type == "code" and "#| eval: false" in cell.source
+
+
+def run(path: Path, fresh: bool) -> None:
+    "Execute one notebook in its own folder; cells marked `eval: false` are left out."
+    notebook, begun = nbformat.read(path, 4), time.monotonic()
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    with client.setup_kernel():
+        for i, cell in enumerate(notebook.cells):
+            if cell.cell_type != "code" or skipped(cell): continue
+            client.execute_cell(cell, i)
+            if fresh: show(cell)
+    if not fresh: nbformat.write(notebook, path)
+    print(f"{path.name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def show(cell) -> None:
+    "What a cell printed."
+    for out in cell.outputs:
+        text = out.get("text") or out.get("data", {}).get("text/plain", "")
+        if text and not text.startswith("<Figure"): print(text.rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--fresh", action="store_true")
+    arguments = parser.parse_args()
+    for path in arguments.notebooks:
+        try: run(path, arguments.fresh)
+        except CellExecutionError as e: sys.exit(f"{path}: {e}")

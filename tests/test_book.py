@@ -1,0 +1,69 @@
+"""The book as a whole: shipped weights do what the text says, metadata agrees, the command line refuses what it should."""
+import configparser, json, re, tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import iodine_nb
+from iodine_nb.cli import main
+from iodine_nb.data import SceneFile, save_scenes
+from iodine_nb.metrics import evaluate
+from iodine_nb.presets import Preset, preset
+from iodine_nb.sprites import tetrominoes
+from iodine_nb.training import Record, load_model
+
+TOP = Path(__file__).parent.parent
+
+
+def test_settings_and_pyproject_agree():
+    ini = configparser.ConfigParser()
+    ini.read(TOP / "settings.ini")
+    s, p = ini["DEFAULT"], tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert s["lib_name"] == p["name"] and s["version"] == iodine_nb.__version__ and s["description"] == p["description"]
+    assert p["requires-python"] == f">={s['min_python']}" and s["license"] == "apache2" and p["license"] == "Apache-2.0"
+
+
+def test_desk_reaches_the_bar(tmp_path):
+    save_scenes(tmp_path / "t.h5", tetrominoes(320, np.random.default_rng(31_415)), "tetrominoes", {})
+    model, _ = load_model("desk")
+    scores = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2))
+    assert min(scores["ari_fg"]) >= .90, scores
+
+
+def test_card_and_record_agree():
+    _, card = load_model("desk")
+    config = json.loads((TOP / "data/runs/desk/config.json").read_text())
+    for key in ("model", "training"): assert {k: v for k, v in card["preset"][key].items() if k != "steps"} == {k: v for k, v in config[key].items() if k != "steps"}
+    assert Preset.from_dict(card["preset"]).model == preset("desk").model
+    assert Record(TOP / "data/runs/desk").log()[-1]["step"] == card["steps"]
+
+
+def test_readme_quotes_the_card():
+    scores, readme = load_model("desk")[1]["scores"], (TOP / "README.md").read_text()
+    for name in ("ari_fg", "ari", "miou", "mse"):
+        mean = np.mean(scores[name])
+        assert f"{mean:.4f}" if name == "mse" else f"{mean:.3f}" in readme, name
+        assert (f"{mean:.4f}" if name == "mse" else f"{mean:.3f}") in readme, name
+
+
+def test_links_between_notebooks_lead_somewhere():
+    for path in [*(TOP / "nbs").glob("*.ipynb"), TOP / "README.md"]:
+        text = path.read_text()
+        for target in re.findall(r"\]\(((?:nbs/)?\d\d_\w+\.ipynb)\)", text):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_desk_refuses_scenes_of_another_size(tmp_path, capsys):
+    assert main(["data", "tetrominoes", "--out", str(tmp_path / "s.h5"), "--scenes", "4", "--cell", "2"]) == 0
+    assert main(["eval", "desk", str(tmp_path / "s.h5")]) == 2
+    assert "its images are 3×14×14" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line, said", [("eval nothing s.h5", "no such weights"), ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
+                                        ("data folder . --out o.h5", "no pictures here"), ("train --data no.h5 --run r desk", "no.h5: no such scene file")])
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys, line, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())

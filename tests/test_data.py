@@ -1,0 +1,174 @@
+"""Formats, against bytes written here from the formats' descriptions."""
+import gzip, os, struct
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
+
+from iodine_nb.core import Scenes
+from iodine_nb.data import PUBLISHED, Loader, SceneFile, import_folder, import_published, save_scenes
+from iodine_nb.sprites import tetrominoes
+
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def varint(n):
+    out = []
+    while True:
+        n, low = n >> 7, n & 127
+        out.append(low | (128 if n else 0))
+        if not n: return bytes(out)
+
+
+def message(number, data): return varint(number * 8 + 2) + varint(len(data)) + data
+def bytes_list(values): return message(1, b"".join(message(1, bytes([int(v)])) for v in values))
+def blob(values): return message(1, message(1, bytes(int(v) for v in values)))
+def float_list(values): return message(2, message(1, b"".join(struct.pack("<f", v) for v in values)))
+
+
+def record(features):
+    entries = b"".join(message(1, message(1, k.encode()) + message(2, v)) for k, v in features.items())
+    data = message(1, entries)
+    return struct.pack("<Q", len(data)) + b"crc." + data + b"crc."
+
+
+def example(layout, rng, objects=2, one_blob=False):
+    "Features of a random scene of a data set, and what should be read."
+    (h, w, c), e, write = layout.image, layout.entities, blob if one_blob else bytes_list
+    image, mask = rng.integers(0, 256, (h, w, c)), rng.integers(0, objects + 1, (h, w))
+    masks = np.zeros((e, h, w), np.uint8)
+    for y in range(h):
+        for x in range(w): masks[mask[y, x], y, x] = 255
+    stored = np.stack(list(masks), -1) if layout.entity_last else masks
+    visible = [1.] * (objects + 1) + [0.] * (e - objects - 1)
+    features = {"image": write(image.ravel()), "mask": write(stored.ravel()), "visibility": float_list(visible)}
+    factors = {}
+    for name, size in layout.factors.items():
+        factors[name] = rng.integers(0, 4, (e, size) if size > 1 else e)
+        features[name] = (bytes_list if name in layout.codes else float_list)(factors[name].ravel())
+    return features, image, mask, visible, factors
+
+
+@pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites_binarized", "multi_dsprites_colored_on_colored", "multi_dsprites_colored_on_grayscale"])
+@pytest.mark.parametrize("one_blob", [False, True])
+def test_tfrecords_field_by_field(tmp_path, name, one_blob):
+    rng, layout = np.random.default_rng(0), PUBLISHED[name]
+    made = [example(layout, rng, one_blob=one_blob) for _ in range(3)]
+    (tmp_path / "x.tfrecords").write_bytes(gzip.compress(b"".join(record(m[0]) for m in made)))
+    assert import_published(tmp_path / "x.tfrecords", tmp_path / "x.h5", name, progress=False) == 3
+    read = SceneFile(tmp_path / "x.h5")[:]
+    for i, (_, image, mask, visible, factors) in enumerate(made):
+        assert (read.image[i] == image).all() and (read.mask[i] == mask).all() and (read.visibility[i] == np.array(visible, bool)).all()
+        for k, v in factors.items(): assert (read.factors[k][i] == v).all()
+
+
+def test_clevr6_crop_and_filter(tmp_path):
+    rng, layout = np.random.default_rng(0), PUBLISHED["clevr_with_masks"]
+    made = [example(layout, rng, objects) for objects in (5, 6, 7)]
+    (tmp_path / "c.tfrecords").write_bytes(gzip.compress(b"".join(record(m[0]) for m in made)))
+    assert import_published(tmp_path / "c.tfrecords", tmp_path / "c.h5", "clevr_with_masks", objects=6, size=(192, 192), progress=False) == 2
+    read = SceneFile(tmp_path / "c.h5")[:]
+    for i in (0, 1):
+        assert (read.image[i] == made[i][1][29:221, 64:256]).all() and (read.mask[i] == made[i][2][29:221, 64:256]).all()
+        assert (read.factors["material"][i] == made[i][4]["material"]).all()
+    assert import_published(tmp_path / "c.tfrecords", tmp_path / "d.h5", "clevr_with_masks", progress=False) == 3
+    assert SceneFile(tmp_path / "d.h5").shape == (3, 128, 128)
+
+
+def test_objects_room_has_four_backgrounds(tmp_path):
+    layout = PUBLISHED["objects_room_train"]
+    image, which = np.zeros((64, 64, 3), np.uint8), np.arange(64 * 64).reshape(64, 64) % 5  # four backgrounds, one object
+    masks = np.stack([(which == e) * 255 for e in range(7)])
+    (tmp_path / "o.tfrecords").write_bytes(gzip.compress(record({"image": bytes_list(image.ravel()), "mask": bytes_list(masks.ravel())})))
+    import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_train", progress=False)
+    read = SceneFile(tmp_path / "o.h5")[:]
+    assert ((read.mask[0] == 1) == (which == 4)).all() and (read.mask[0][which < 4] == 0).all() and layout.backgrounds == 4
+
+
+def test_skip_and_count(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [example(PUBLISHED["tetrominoes"], rng) for _ in range(7)]
+    (tmp_path / "t.tfrecords").write_bytes(b"".join(record(m[0]) for m in made))  # not gzipped: read as well
+    assert import_published(tmp_path / "t.tfrecords", tmp_path / "t.h5", "tetrominoes", skip=2, count=3, progress=False) == 3
+    assert (SceneFile(tmp_path / "t.h5")[:].image == np.stack([m[1] for m in made[2:5]])).all()
+
+
+@quick
+@given(st.binary(max_size=400), st.booleans())
+def test_random_bytes_are_refused(tmp_path, data, zipped):
+    (tmp_path / "r").write_bytes(gzip.compress(data) if zipped else data)
+    for read in (lambda: import_published(tmp_path / "r", tmp_path / "r.h5", "tetrominoes", progress=False), lambda: SceneFile(tmp_path / "r")):
+        with pytest.raises(ValueError, match="r"): read()
+    assert not (tmp_path / "r.h5").exists()
+
+
+@quick
+@given(st.integers(0, 10_000))
+def test_a_cut_download_is_refused(tmp_path, cut):
+    rng = np.random.default_rng(0)
+    whole = gzip.compress(record(example(PUBLISHED["tetrominoes"], rng)[0]))
+    (tmp_path / "t").write_bytes(whole[:cut % len(whole)])
+    with pytest.raises(ValueError): import_published(tmp_path / "t", tmp_path / "t.h5", "tetrominoes", progress=False)
+    assert os.listdir(tmp_path) == ["t"]
+
+
+@quick
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 4), st.integers(0, 999))
+def test_scene_files_give_back_what_was_written(tmp_path, n, h, w, c, e, seed):
+    rng = np.random.default_rng(seed)
+    scenes = Scenes(rng.integers(0, 256, (n, h, w, c), np.uint8), rng.integers(0, e, (n, h, w), np.uint8), rng.random((n, e)) > .5, {"f": rng.random((n, e)), "g": rng.random((n, e, 2))})
+    save_scenes(tmp_path / "s.h5", [scenes[:1], scenes[1:]], "s", {})
+    with SceneFile(tmp_path / "s.h5").file as _: pass
+    read = SceneFile(tmp_path / "s.h5")[:]
+    assert (read.image == scenes.image).all() and (read.mask == scenes.mask).all() and (read.visibility == scenes.visibility).all()
+    assert all((read.factors[k] == scenes.factors[k]).all() for k in scenes.factors)
+
+
+def test_scene_files_that_are_wrong_name_the_field(tmp_path):
+    def written(**fields):
+        with h5py.File(tmp_path / "w.h5", "w") as f:
+            for k, v in fields.items(): f[k] = v
+        return tmp_path / "w.h5"
+    image, visible = np.zeros((2, 4, 5, 3), np.uint8), np.ones((2, 2), bool)
+    for fields, match in [(dict(image=image), "visibility"), (dict(image=image.astype(float), visibility=visible), "image must be uint8"),
+                          (dict(image=image[..., :2], visibility=visible), "image must be"), (dict(image=image, visibility=visible, mask=np.zeros((2, 5, 4), np.uint8)), "mask must be"),
+                          (dict(image=image, visibility=visible, mask=np.full((2, 4, 5), 9, np.uint8)), "entity 9")]:
+        with pytest.raises(ValueError, match=match) as e: SceneFile(written(**fields))[:]
+        assert "w.h5" in str(e.value)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "s.h5"
+    save_scenes(path, tetrominoes(3, np.random.default_rng(0)), "s", {})
+    before = path.read_bytes()
+    def parts():
+        yield tetrominoes(3, np.random.default_rng(1))
+        raise OSError("No space left on device")
+    with pytest.raises(OSError): save_scenes(path, parts(), "s", {})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["s.h5"]
+
+
+def test_every_scene_once_an_epoch(tmp_path):
+    save_scenes(tmp_path / "s.h5", tetrominoes(30, np.random.default_rng(0)), "s", {})
+    loader = Loader(SceneFile(tmp_path / "s.h5"), 10, seed=5)
+    for epoch in (0, 4):
+        seen = np.concatenate([loader.batch(epoch * 3 + i).image.numpy() for i in range(3)]).reshape(30, -1)
+        assert len(np.unique(seen, axis=0)) == 30
+    with pytest.raises(ValueError, match="fewer than a batch"): Loader(SceneFile(tmp_path / "s.h5"), 31)
+
+
+def test_folder_masks(tmp_path):
+    (tmp_path / "p").mkdir(); (tmp_path / "m").mkdir()
+    for i, values in enumerate([(0, 50, 200), (0, 7, 7)]):
+        Image.fromarray(np.full((6, 9, 3), i, np.uint8)).save(tmp_path / f"p/{i}.png")
+        Image.fromarray(np.repeat(np.array([values], np.uint8), 6, 0).repeat(3, 1)).save(tmp_path / f"m/{i}.png")
+    import_folder(tmp_path / "p", tmp_path / "f.h5", tmp_path / "m", progress=False)
+    read = SceneFile(tmp_path / "f.h5")[:]
+    assert read.mask[:, 0].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 1, 1]]
+    assert read.visibility.tolist() == [[True, True, True], [True, True, False]]
+    Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(tmp_path / "m/1.png")
+    with pytest.raises(ValueError, match="1.png.*one channel"): import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
+    Image.fromarray(np.zeros((5, 9), np.uint8)).save(tmp_path / "m/1.png")
+    with pytest.raises(ValueError, match="1.png.*mask is"): import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)

@@ -1,0 +1,121 @@
+"""The model: gradients against plain autograd in float64, and what must hold for any configuration."""
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from iodine_nb.core import seeded
+from iodine_nb.data import Batch
+from iodine_nb.decoder import DecoderConfig
+from iodine_nb.inputs import INPUTS
+from iodine_nb.iodine import IODINE, IODINEConfig, loss_weights
+from iodine_nb.refinement import RefinementConfig
+
+options = st.fixed_dictionaries(dict(
+    image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4), iterations=st.integers(1, 3),
+    likelihood=st.sampled_from(["gaussian", "logistic"]), mixture=st.sampled_from(["joint", "per_channel"]), means=st.sampled_from(["unbounded", "sigmoid"]),
+    variance=st.sampled_from(["softplus", "exp"]), start=st.sampled_from(["shared", "per_slot", "drawn"]), weights=st.sampled_from(["linear", "port", "last"]),
+    coordinates=st.sampled_from(["linear", "cosine"]), normalisation=st.sampled_from(["affine", "plain", "none"]), mask_gradient=st.sampled_from(["logits", "masks"]),
+    inputs=st.sets(st.sampled_from(list(INPUTS)), min_size=1).map(lambda s: tuple(s | {"image"})),
+    decoder=st.builds(DecoderConfig, channels=st.just((5, 4)), kernel=st.sampled_from([1, 3, 5]), upsampling=st.integers(0, 2), activation=st.sampled_from(["elu", "tanh"])),
+    refinement=st.builds(RefinementConfig, channels=st.just((4, 5)), kernel=st.sampled_from([3, 5]), pooling=st.sampled_from(["average", "flatten"]), mlp=st.sampled_from([(), (6,)]),
+                         lstm=st.sampled_from([0, 5]), update=st.sampled_from(["additive", "gated"]), update_from=st.sampled_from(["hidden", "cell"]))))
+
+
+def build(config, gain=.2):
+    torch.manual_seed(0)
+    model = IODINE(config).double()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(gain * torch.randn_like(p))
+    return model
+
+
+def draws(model, config, n=2):
+    image = torch.rand(n, *config.image, generator=seeded(1), dtype=torch.float64)
+    noise = [model.noise(n, config.slots, seeded(2, t)) for t in range(config.iterations + 1)]
+    return image, noise
+
+
+@settings(max_examples=40, deadline=None)
+@given(options, st.booleans())
+def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detached):
+    config = IODINEConfig(sigma=.3, **fields)
+    model = build(config)
+    image, noise = draws(model, config)
+    kw = dict(weights=loss_weights(config.iterations, config.weights), kl_weight=.7, sigma_factor=1.1)
+    start = lambda: model.start(2, config.slots, seeded(3))
+    value, evaluations, ours = model.accumulated(image, start(), noise, cut_posterior=detached, **kw)
+    plain, reference_evaluations = model.unrolled(image, start(), noise, cut_decoder=True, cut_posterior=detached, **kw)
+    reference = torch.autograd.grad(plain, list(model.parameters()), allow_unused=True)
+    assert torch.allclose(value, plain, rtol=1e-12) and torch.allclose(evaluations[-1].λ, reference_evaluations[-1].λ, rtol=1e-12)
+    scale = max(r.abs().max() for r in reference if r is not None)
+    for (name, p), a, b in zip(model.named_parameters(), ours, reference):
+        b = torch.zeros_like(p) if b is None else b
+        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-13 * scale, name
+
+
+@pytest.mark.parametrize("mode", ["exact", "truncated", "detached"])
+def test_backward_hands_out_the_gradients(mode):
+    config = IODINEConfig((3, 6, 6), 2, 3, 2, gradients=mode, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    batch = Batch(torch.rand(2, 3, 6, 6, generator=seeded(0), dtype=torch.float64))
+    terms = model.loss(batch, generator=seeded(1))
+    assert set(terms) == {"loss", "nll", "kl", "mse"}
+    (3 * terms["loss"]).backward()
+    tripled = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
+    model.zero_grad()
+    model.loss(batch, generator=seeded(1))["loss"].backward()
+    for a, p in zip(tripled, model.parameters()): assert (a is None and p.grad is None) or torch.allclose(a, 3 * p.grad, rtol=1e-12)
+
+
+def test_exact_gradients_against_finite_differences_of_the_last_step():
+    "With the five inputs left out there is nothing to cut, so `exact` is the true gradient of the loss."
+    free = tuple(n for n, i in INPUTS.items() if not i.cut)
+    config = IODINEConfig((1, 5, 4), 2, 2, 2, sigma=.5, gradients="exact", inputs=free, decoder=DecoderConfig((3,), 3), refinement=RefinementConfig((3,), lstm=3, mlp=()))
+    model = build(config)
+    batch = Batch(torch.rand(1, 1, 5, 4, generator=seeded(0), dtype=torch.float64))
+    loss = lambda: model.loss(batch, generator=seeded(1))["loss"]
+    loss().backward()
+    for name, p in model.named_parameters():
+        flat, i = p.data.view(-1), p.numel() // 2
+        old = flat[i].item()
+        flat[i] = old + 1e-5; up = loss().item()
+        flat[i] = old - 1e-5; down = loss().item()
+        flat[i] = old
+        assert abs((up - down) / 2e-5 - p.grad.view(-1)[i].item()) < 1e-5 * max(1, abs(up)), name
+
+
+def test_images_of_a_batch_do_not_touch_each_other():
+    config = IODINEConfig((3, 6, 6), 3, 3, 2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    image, noise = draws(model, config, 4)
+    kw = dict(weights=loss_weights(2))
+    _, together, _ = model.accumulated(image, model.start(4, 3, None), noise, **kw)
+    _, alone, _ = model.accumulated(image[1:2], model.start(1, 3, None), [n[1:2] for n in noise], **kw)
+    assert torch.allclose(together[-1].λ[1:2], alone[-1].λ, rtol=1e-10)
+
+
+def test_slots_are_exchangeable():
+    config = IODINEConfig((3, 6, 6), 3, 3, 2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    image, noise = draws(model, config)
+    order = [2, 0, 1]
+    run = lambda n: model.accumulated(image, model.start(2, 3, None), n, weights=loss_weights(2))
+    (a, ea, _), (b, eb, _) = run(noise), run([n[:, order] for n in noise])
+    assert torch.allclose(a, b, rtol=1e-10) and torch.allclose(ea[-1].λ[:, order], eb[-1].λ, rtol=1e-8)
+
+
+def test_bfloat16_is_close_and_finite():
+    config = IODINEConfig((3, 8, 8), 3, 4, 2, sigma=.3, decoder=DecoderConfig((8, 8), 3, 1), refinement=RefinementConfig((8,), lstm=8, mlp=(8,)))
+    torch.manual_seed(0)
+    model = IODINE(config).to(memory_format=torch.channels_last)
+    batch = Batch(torch.rand(2, 3, 8, 8, generator=seeded(0)))
+    full = model.loss(batch, generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16): half = model.loss(batch, generator=seeded(1))
+    half["loss"].backward()
+    assert abs(full["loss"] - half["loss"]) < .02 * abs(full["loss"]) and all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_per_slot_starts_cannot_grow():
+    model = IODINE(IODINEConfig((3, 6, 6), 2, 3, 1, start="per_slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    with pytest.raises(ValueError, match="start for each of 2 slots"): model.infer(torch.rand(1, 3, 6, 6), slots=3)
+    with pytest.raises(ValueError, match="images: this model takes"): model.infer(torch.rand(1, 1, 6, 6))

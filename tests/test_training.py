@@ -1,0 +1,125 @@
+"""Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iodine_nb import training
+from iodine_nb.data import SceneFile, save_scenes
+from iodine_nb.iodine import IODINE
+from iodine_nb.presets import PRESETS, Preset, preset
+from iodine_nb.sprites import tetrominoes
+from iodine_nb.training import Record, export_weights, fit, load_model
+
+TINY = preset("desk").change(model__image=(3, 14, 14), model__latent=4, model__iterations=1, model__decoder__channels=(8,), model__decoder__upsampling=1, model__refinement__channels=(4,),
+                             model__refinement__mlp=(8,), model__refinement__lstm=8, training__batch_size=4, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100,
+                             training__precision="float32")
+
+
+@pytest.fixture
+def data(tmp_path):
+    save_scenes(tmp_path / "d.h5", tetrominoes(16, np.random.default_rng(0), cell=2), "tetrominoes", {"generator": "tetrominoes"})
+    return SceneFile(tmp_path / "d.h5")
+
+
+def train(run, data, steps, chosen=TINY):
+    torch.manual_seed(0)
+    return fit(IODINE(chosen.model), data, chosen.training.change(steps=steps), run, describe=chosen.to_dict(), progress=False)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resume_equals_an_uninterrupted_run(tmp_path, data, precision):
+    chosen = TINY.change(training__precision=precision)
+    whole = train(tmp_path / "a", data, 11, chosen)
+    for steps in (3, 4, 11): parts = train(tmp_path / "b", data, steps, chosen)
+    a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_crash_loses_only_what_came_after_the_checkpoint(tmp_path, data, monkeypatch):
+    whole = train(tmp_path / "a", data, 8)
+    step, calls = training.train_step, []
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 6: raise RuntimeError("power cut")
+        return step(*args)
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(RuntimeError): train(tmp_path / "b", data, 8)
+    monkeypatch.undo()
+    with open(tmp_path / "b/log.jsonl", "a") as f: f.write('{"step": 5, "nl')  # a line cut short
+    parts = train(tmp_path / "b", data, 8)
+    a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
+    assert all(torch.equal(a[k], b[k]) for k in a) and [line["step"] for line in parts.log()] == [2, 4, 6, 8]
+
+
+def test_ctrl_c_writes_a_checkpoint(tmp_path, data, monkeypatch):
+    step, calls = training.train_step, []
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 6: raise KeyboardInterrupt
+        return step(*args)
+    monkeypatch.setattr(training, "train_step", interrupted)
+    train(tmp_path / "b", data, 8)
+    monkeypatch.undo()
+    a, b = train(tmp_path / "a", data, 8), train(tmp_path / "b", data, 8)
+    a, b = load_file(a.checkpoint), load_file(b.checkpoint)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_another_seed_gives_another_run(tmp_path, data):
+    a, b = train(tmp_path / "a", data, 3), train(tmp_path / "b", data, 3, TINY.change(training__seed=1))
+    assert a.log()[0]["nll"] != b.log()[0]["nll"]
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path, data):
+    train(tmp_path / "a", data, 3)
+    before = (tmp_path / "a/checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"another run: model.latent is 4, here 5"): train(tmp_path / "a", data, 6, TINY.change(model__latent=5))
+    with pytest.raises(ValueError, match=r"another run: training.seed is 0, here 9"): train(tmp_path / "a", data, 6, TINY.change(training__seed=9))
+    assert (tmp_path / "a/checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0, 7, 8, 100, 5000, -1])
+def test_damaged_checkpoints_are_refused(tmp_path, data, cut):
+    record = train(tmp_path / "a", data, 3)
+    record.checkpoint.write_bytes(record.checkpoint.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="checkpoint.safetensors: not a whole"): train(tmp_path / "a", data, 6)
+
+
+def test_weights_that_do_not_fit_name_the_tensor(tmp_path, data):
+    train(tmp_path / "a", data, 3)
+    export_weights(tmp_path / "a", tmp_path / "w.safetensors")
+    weights = load_file(tmp_path / "w.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "λ_0"}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="λ_0 is missing"): load_model(tmp_path / "w.safetensors")
+    save_file(weights | {"λ_0": torch.zeros(1, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"λ_0 is \[1, 2\], this model has \[1, 8\]"): load_model(tmp_path / "w.safetensors")
+    (tmp_path / "w.json").write_text("{")
+    with pytest.raises(ValueError, match="w.json: not valid JSON"): load_model(tmp_path / "w.safetensors")
+
+
+def test_steps_without_a_finite_loss_end_the_run(tmp_path, data, monkeypatch):
+    loss = IODINE.forward
+    monkeypatch.setattr(IODINE, "forward", lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
+    with pytest.raises(FloatingPointError, match="20 steps in a row"): train(tmp_path / "a", data, 40)
+
+
+def test_any_model_trains(tmp_path, data):
+    class Mean(torch.nn.Module):
+        def __init__(self): super().__init__(); self.mean = torch.nn.Parameter(torch.zeros(3, 14, 14))
+        def forward(self, batch, generator, kl_weight, sigma_factor): return {"loss": ((batch.image - self.mean) ** 2).mean()}
+    record = fit(Mean(), data, TINY.training.change(steps=20, learning_rate=.05, log_every=5), tmp_path / "m", progress=False)
+    steps, values = record.curve("loss")
+    assert list(steps) == [5, 10, 15, 20] and values[-1] < values[0]
+
+
+def test_the_record_says_what_ran(tmp_path, data):
+    config = json.loads((train(tmp_path / "a", data, 3).path / "config.json").read_text())
+    assert Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")}) == TINY.change(training__steps=3)
+    assert config["data_file"]["name"] == "tetrominoes" and len(config["data_file"]["sha256"]) == 64 and config["machine"]["torch"] == torch.__version__
+
+
+def test_presets_survive_json():
+    for p in PRESETS.values(): assert Preset.from_dict(json.loads(json.dumps(p.to_dict()))) == p
