@@ -3,7 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND ?= module://matplotlib_inline.backend_inline
-export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test lab book clean
 demo: .venv/ready
@@ -12,7 +11,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python tests/in_sync.py
-	cd nbs && ../$(BIN)/nbdev_test --n_workers 2 --do_print --timing --path .
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --n_workers 2 --do_print --timing
 	$(BIN)/pytest
 
 lab: .venv/ready

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from .core import default_device, write_json
 from .data import PUBLISHED, SceneFile, import_folder, import_published, save_scenes
@@ -22,13 +23,14 @@ from .iodine import IODINE
 from .metrics import evaluate, score_table
 from .presets import PRESETS, Preset
 from .sprites import VARIANTS, multi_dsprites, tetrominoes
-from .training import export_weights, fit, load_model, weights_folder
+from .training import begin_with, export_weights, fit, load_model, weights_folder
 
 # %% ../nbs/19_cli.ipynb #c005
 def _generate(out: Path, make: Callable, scenes: int, seed: int, split: str, name: str, **parameters) -> None:
     "Generate a scene file, some thousand scenes at a time."
-    rng = np.random.default_rng(seed)
-    parts = (make(min(2000, scenes - i), rng, **parameters) for i in range(0, scenes, 2000))
+    if seed < 0: raise ValueError(f"seed: must be 0 or more, is {seed}")
+    rng, starts = np.random.default_rng(seed), range(0, scenes, 1000)
+    parts = (make(min(1000, scenes - i), rng, **parameters) for i in tqdm(starts, desc=name, unit_scale=1000, unit=" scenes", disable=None))
     print(f"{out}: {save_scenes(out, parts, name, {'generator': name, **parameters}, split, seed)} scenes")
 
 def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", cell: int = 5) -> None:
@@ -57,7 +59,7 @@ def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: s
     _generate(out, multi_dsprites, scenes, seed, split, "multi_dsprites", variant=variant, size=size)
 
 # %% ../nbs/19_cli.ipynb #c006
-def data_published(file: Path, out: Path, name: Literal[*PUBLISHED], objects: int | None = None, at_least: int = 0,
+def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED], objects: int | None = None, at_least: int = 0,
                    size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None, split: str = "train") -> None:
     """Import a published TFRecord file.
 
@@ -72,9 +74,9 @@ def data_published(file: Path, out: Path, name: Literal[*PUBLISHED], objects: in
         scenes: at most so many
         split: a name, kept in the file
     """
-    print(f"{out}: {import_published(file, out, name, objects, at_least, size, skip, scenes, split)} scenes")
+    print(f"{out}: {import_published(file, out, name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())} scenes")
 
-def data_folder(folder: Path, out: Path, masks: Path | None = None, size: tuple[int, int] | None = None, grey: bool = False, split: str = "train") -> None:
+def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None, size: tuple[int, int] | None = None, grey: bool = False, split: str = "train") -> None:
     """Import a folder of pictures.
 
     Args:
@@ -85,12 +87,13 @@ def data_folder(folder: Path, out: Path, masks: Path | None = None, size: tuple[
         grey: one channel
         split: a name, kept in the file
     """
-    print(f"{out}: {import_folder(folder, out, masks, size, grey, split)} scenes")
+    print(f"{out}: {import_folder(folder, out, masks, size, grey, split, sys.stderr.isatty())} scenes")
 
 # %% ../nbs/19_cli.ipynb #c008
 _Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, prefix_names=False)
 
-def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], data: Path, run: Path, held_out: Path | None = None, weights: Path | None = None) -> None:
+def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], data: Path, run: Path, held_out: Path | None = None,
+          initial: str | None = None, weights: Path | None = None) -> None:
     """Train a preset on a scene file; the same command again resumes.
 
     Args:
@@ -98,20 +101,19 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], data: Path, run: P
         data: the scene file to train on
         run: folder of the run's record and checkpoint
         held_out: a scene file to score now and then
-        weights: where to write the weights at the end (a .safetensors file, its card beside it)
+        initial: weights to begin with instead of random ones, by name or path; another preset's, if the networks are the same
+        weights: where to write the weights at the end (a .safetensors file, its card with their scores beside it)
     """
     if weights and weights.suffix != ".safetensors": raise ValueError(f"weights: must end in .safetensors, is {weights}")
     file, test = SceneFile(data), SceneFile(held_out) if held_out else None
-    for f in filter(None, (file, test)): _check_size(f, preset.model.image)
     torch.manual_seed(preset.training.seed)  # the initial weights
-    fit(IODINE(preset.model), file, preset.training, run, test, describe=preset.to_dict())
-    if weights: export_weights(run, weights)
-
-def _check_size(file: SceneFile, image: tuple[int, ...]) -> None:
-    if file.shape != tuple(image): raise ValueError(f"{file.path}: its images are {'×'.join(map(str, file.shape))} (channels, height, width), the model takes {'×'.join(map(str, image))}; choose another preset, or set --model.image {' '.join(map(str, file.shape))}")
+    model, about = IODINE(preset.model), preset.to_dict()
+    if initial: about |= {"initial": begin_with(model, initial)}
+    fit(model, file, preset.training, run, test, describe=about, progress=sys.stderr.isatty())
+    if weights: export_weights(run, weights, evaluate(model, test) if test else None)
 
 # %% ../nbs/19_cli.ipynb #c010
-def eval_(weights: str, data: Path, scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None, out: Path | None = None) -> None:
+def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None, out: Path | None = None) -> None:
     """Score weights on a scene file.
 
     Args:
@@ -125,7 +127,6 @@ def eval_(weights: str, data: Path, scenes: int = 320, seeds: int = 3, slots: in
     """
     model, _ = load_model(weights)
     file = SceneFile(data)
-    _check_size(file, model.config.image)
     scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations)
     print(f"{weights} on {data.name}: {min(scenes, len(file))} scenes, {seeds} sampling seeds\n{score_table(scores)}")
     if out: write_json(out, scores)
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         prog = f"iodine-nb {arguments[0]}"
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=arguments[1:])
-        else: tyro.cli(command, prog=prog, args=arguments[1:], config=(tyro.conf.PositionalRequiredArgs,) if command is eval_ else ())
+        else: tyro.cli(command, prog=prog, args=arguments[1:])
     except (ValueError, OSError, FloatingPointError) as e:
         print(f"iodine-nb: {e}", file=sys.stderr)
         return 2

@@ -8,16 +8,16 @@ __all__ = ['FORMAT', 'PUBLISHED', 'CLEVR_CROP', 'PICTURES', 'save_scenes', 'Scen
            'import_published', 'import_folder']
 
 # %% ../nbs/04_data.ipynb #c002
-import gzip, hashlib, json, zlib
-from collections.abc import Callable, Iterable, Iterator
+import gzip, json, math, zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py, numpy as np, torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,20 +38,30 @@ def save_scenes(path: str | Path,
     count = 0
     with whole_file(path) as p, h5py.File(p, "w") as f:
         for part in [parts] if isinstance(parts, Scenes) else parts:
-            check_scenes(part, str(path))
-            fields = {"image": part.image, "visibility": part.visibility, **{f"factors/{k}": v for k, v in part.factors.items()}}
-            for field, value in (fields | ({"mask": part.mask} if masks else {})).items(): _append(f, field, value, count)
+            fields = _fields(check_scenes(part, str(path)), masks)
+            _check_part(path, f, fields, count)
+            for field, value in fields.items(): _append(f, field, value, count)
             count += len(part)
         if not count: raise ValueError(f"{path}: no scenes to write")
         f.attrs.update(format=FORMAT, name=name, split=split, seed=seed, source=json.dumps(source))
     return count
+
+def _fields(part: Scenes, masks: bool) -> dict[str, np.ndarray]:
+    return {"image": part.image, "visibility": part.visibility} | ({"mask": part.mask} if masks else {}) | {f"factors/{k}": v for k, v in part.factors.items()}
+
+def _check_part(path, f: h5py.File, fields: dict[str, np.ndarray], count: int) -> None:
+    "All parts of a file have the same fields, and in each the same shape of a scene."
+    if not count: return
+    before = {k for k in ("image", "visibility", "mask") if k in f} | {f"factors/{k}" for k in f.get("factors", {})}
+    if other := sorted(before ^ fields.keys()): raise ValueError(f"{path}: {', '.join(other)}: not in all scenes; the scenes from {count} on have other fields than those before")
+    for k, v in fields.items():
+        if f[k].shape[1:] != v.shape[1:]: raise ValueError(f"{path}: {k}: the scenes from {count} on are {list(v.shape[1:])}, those before {list(f[k].shape[1:])}; all scenes of a file have one shape")
 
 def _append(f: h5py.File, field: str, value: np.ndarray, count: int) -> None:
     "Append rows to a dataset, made at the first call: chunks of a few images, lightly compressed."
     if field not in f:
         f.create_dataset(field, (0, *value.shape[1:]), value.dtype, maxshape=(None, *value.shape[1:]),
                          chunks=(min(16, max(1, len(value))), *value.shape[1:]), compression="gzip", compression_opts=1)
-    if f[field].shape[1:] != value.shape[1:]: raise ValueError(f"{field}: a part is {list(value.shape[1:])}, earlier ones {list(f[field].shape[1:])}; all scenes of a file have one size")
     f[field].resize(count + len(value), 0)
     f[field][count:] = value
 
@@ -65,7 +75,9 @@ class SceneFile:
         except OSError as e: raise ValueError(f"{path}: not a whole HDF5 file; it may be cut short, write or fetch it again ({e})") from None
         for field in ("image", "visibility"):
             if field not in self.file: raise ValueError(f"{path}: has no dataset {field!r}; a scene file needs image and visibility (and mask, if known)")
-        image, mask = self.file["image"], self.file.get("mask")
+        image, mask, seen = self.file["image"], self.file.get("mask"), self.file["visibility"]
+        if (version := self.file.attrs.get("format", FORMAT)) != FORMAT: raise ValueError(f"{path}: scene file format {version}, this version reads {FORMAT}")
+        if seen.ndim != 2 or seen.dtype != bool or len(seen) != len(image): raise ValueError(f"{path}: visibility must be bool [{len(image)}, entities], is {seen.dtype} {list(seen.shape)}")
         if image.ndim != 4 or image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
             raise ValueError(f"{path}: image must be uint8 [N, H, W, 1 or 3], is {image.dtype} {list(image.shape)}")
         if mask is not None and (mask.shape != image.shape[:3] or mask.dtype != np.uint8):
@@ -90,31 +102,59 @@ class Batch(NamedTuple):
     image: Float[Tensor, "B C H W"]
     mask: UInt8[Tensor, "B H W"] | None = None
 
+    @classmethod
+    def of(cls, scenes: Scenes) -> "Batch":
+        "Scenes in memory as a batch."
+        return cls(torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().float() / 255, torch.from_numpy(scenes.mask))
+
 class Loader:
     "Batches of a scene file as a function of the step."
-    def __init__(self, file: SceneFile, batch_size: int, seed: int = 0, device: str | torch.device = "cpu", limit: int | None = None):
-        if (n := min(len(file), limit or len(file))) < batch_size: raise ValueError(f"{file.path}: has {n} scenes, fewer than a batch of {batch_size}")
-        scenes = file[:n]
-        self.image = torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().to(device)
-        self.mask = torch.from_numpy(scenes.mask).to(device) if file.has_masks else None
-        self.batch_size, self.seed, self.epoch, self.order = batch_size, seed, -1, None
+    def __init__(self, file: SceneFile, batch_size: int, seed: int = 0, device: str | torch.device = "cpu", limit: int | None = None,
+                 memory: int = 8 << 30):  # bytes that images and masks may take; a larger file streams through a buffer of that size
+        self.scenes = min(len(file), limit or len(file))
+        if self.scenes < batch_size: raise ValueError(f"{file.path}: has {self.scenes} scenes, fewer than a batch of {batch_size}")
+        self.file, self.batch_size, self.seed, self.device = file, batch_size, seed, device
+        fits = memory // (math.prod(file.shape) + math.prod(file.shape[1:]))  # scenes
+        self.window = self.scenes if fits >= self.scenes else max(1, fits // batch_size) * batch_size
+        self.epoch, self.held, self.order = -1, None, None
 
-    def __len__(self): return len(self.image) // self.batch_size  # batches in an epoch
+    def __len__(self): return self.scenes // self.batch_size  # batches in an epoch
 
-    def batch(self, step: int, process: int = 0, processes: int = 1) -> Batch:
-        "The batch of this step; of several processes, this one's part."
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        "The batch of this step, or every `parts`-th of its images from the `part`-th on."
         epoch, place = divmod(step, len(self))
-        if epoch != self.epoch: self.epoch, self.order = epoch, torch.randperm(len(self.image), generator=seeded(self.seed, epoch))
-        return self.take(self.order[place * self.batch_size:(place + 1) * self.batch_size][process::processes])
+        if epoch != self.epoch: self.epoch, self.order = epoch, self._epoch_order(epoch)
+        index = self.order[place * self.batch_size:(place + 1) * self.batch_size]
+        window = int(index[0]) // self.window
+        self._hold(window)
+        return self.take(index[part::parts] - window * self.window)
+
+    def _epoch_order(self, epoch: int) -> Int[Tensor, "N"]:
+        "All scenes in a random order; of a file that streams, window by window, the windows in a random order too."
+        generator, size = seeded(self.seed, epoch), self.window
+        if size >= self.scenes: return torch.randperm(self.scenes, generator=generator)
+        windows = torch.randperm(self.scenes // size, generator=generator).tolist()  # a rest smaller than a window comes last
+        starts = [w * size for w in windows] + ([len(windows) * size] if self.scenes % size else [])
+        return torch.cat([start + torch.randperm(min(size, self.scenes - start), generator=generator) for start in starts])
+
+    def _hold(self, window: int) -> None:
+        "Read a window of the file into memory, as uint8 tensors on the device."
+        if self.held == window: return
+        scenes = self.file[window * self.window:min((window + 1) * self.window, self.scenes)]
+        self.image = torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().to(self.device)
+        self.mask = torch.from_numpy(scenes.mask).to(self.device) if self.file.has_masks else None
+        self.held = window
 
     def take(self, index: Tensor | slice) -> Batch:
-        "These scenes as a batch."
+        "These scenes of the held window as a batch."
         if isinstance(index, Tensor): index = index.to(self.image.device)
         return Batch(self.image[index].float() / 255, None if self.mask is None else self.mask[index])
 
     def in_order(self) -> Iterator[Batch]:
         "All scenes once, in the file's order, the last batch maybe smaller."
-        for i in range(0, len(self.image), self.batch_size): yield self.take(slice(i, i + self.batch_size))
+        for start in range(0, self.scenes, self.batch_size):
+            self._hold(window := start // self.window)
+            yield self.take(slice(start - window * self.window, start - window * self.window + self.batch_size))
 
 # %% ../nbs/04_data.ipynb #c015
 @dataclass(frozen=True)
@@ -177,6 +217,7 @@ def parse_example(record: bytes, layout: Published) -> dict[str, np.ndarray]:
     read["mask"] = index_mask(masks.transpose(2, 0, 1) if layout.entity_last else masks, layout.backgrounds)
     read["image"] = _bytes(feature["image"], "image", h * w * c).reshape(h, w, c)
     here = masks.any((0, 1) if layout.entity_last else (1, 2))[layout.backgrounds - 1:]
+    here[0] = True  # some background always is, also where its last part is hidden
     read["visibility"] = _floats(feature["visibility"], "visibility", e) > 0 if layout.factors else here
     for name, size in layout.factors.items():
         value = (_bytes if name in layout.codes else _floats)(feature[name], name, e * size)
@@ -221,7 +262,7 @@ def crop_and_resize(s: Scenes, crop: tuple[int, int, int, int] | None, size: tup
     if crop: image, mask = (v[:, crop[0]:crop[1], crop[2]:crop[3]] for v in (image, mask))
     if size and image.shape[1:3] != tuple(size):
         as_float = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 1).float()
-        image = F.interpolate(as_float, size, mode="bilinear", antialias=True).round().clamp(0, 255).byte().movedim(1, -1).numpy()
+        image = F.interpolate(as_float, size, mode="bilinear").round().clamp(0, 255).byte().movedim(1, -1).numpy()
         mask = F.interpolate(torch.from_numpy(np.ascontiguousarray(mask))[:, None].float(), size, mode="nearest-exact")[:, 0].byte().numpy()
     return Scenes(image, mask, s.visibility, s.factors)
 
@@ -242,7 +283,9 @@ def import_published(path: str | Path, out: str | Path, name: str,
     crop, size = (CLEVR_CROP, size or (128, 128)) if name == "clevr_with_masks" else (None, size)
     def parts():
         left, drop = count if count is not None else float("inf"), skip
-        for s in tqdm(read_published(path, name), unit_scale=500, unit=" scenes", desc=f"import {Path(path).name}", disable=not progress):
+        bar = tqdm(unit=" scenes", desc=f"import {Path(path).name}", disable=not progress)
+        for s in read_published(path, name):
+            bar.update(len(s))
             s = at_most(s, objects if objects is not None else s.visibility.shape[1], at_least)
             s, drop = s[min(drop, len(s)):], max(0, drop - len(s))
             if len(s := s[:int(min(left, len(s)))]): yield crop_and_resize(s, crop, size)
@@ -254,7 +297,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 def _open(path: Path, mode: str | None) -> Image.Image:
     try:
-        with Image.open(path) as im: return im.convert(mode) if mode else im.copy()
+        with Image.open(path) as im:
+            if im.mode.startswith(("I", "F")): raise ValueError(f"has more than 8 bits a channel (mode {im.mode}); save it with 8")
+            im = ImageOps.exif_transpose(im)  # turned as the camera was held
+            return im.convert(mode) if mode else im
     except (OSError, ValueError, SyntaxError) as e: raise ValueError(f"{path}: not a picture that can be read ({e})") from None
 
 def _fit(im: Image.Image, size: tuple[int, int] | None, nearest: bool) -> Image.Image:
@@ -275,24 +321,40 @@ def _read_mask(path: Path, size, shape: tuple[int, int]) -> UInt8[np.ndarray, "H
     return np.searchsorted(values, mask).astype(np.uint8)
 
 # %% ../nbs/04_data.ipynb #c033
+def _by_name(folder: Path) -> dict[str, Path]:
+    "The pictures of a folder by their name without its ending; ValueError if there are none, or two of one name."
+    found = {}
+    for p in sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in PICTURES):
+        if p.stem in found: raise ValueError(f"{p}: {found[p.stem].name} has the same name; which is meant?")
+        found[p.stem] = p
+    if not found: raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURES)})")
+    return found
+
+def _read_picture(path: Path, size, grey: bool, shape: tuple | None) -> UInt8[np.ndarray, "H W C"]:
+    "One picture, of the shape of the first."
+    image = np.asarray(_fit(_open(path, "L" if grey else "RGB"), size, nearest=False))
+    image = image[..., None] if grey else image
+    if shape and image.shape != shape: raise ValueError(f"{path}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
+    return image
+
+# %% ../nbs/04_data.ipynb #c034
 def import_folder(folder: str | Path, out: str | Path,
                   masks: str | Path | None = None,  # folder of masks with the same names (any of the picture types)
                   size: tuple[int, int] | None = None,  # height and width to fit to
                   grey: bool = False,  # one channel
-                  split: str = "train", progress: bool = True) -> int:
+                  split: str = "train", progress: bool = True, part: int = 256) -> int:
     "Import a folder of pictures into a scene file; return how many scenes it has."
-    paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in PICTURES)
-    if not paths: raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURES)})")
-    found = {p.stem: p for p in Path(masks).glob("*") if p.suffix.lower() in PICTURES} if masks else {}
-    for p in paths:
-        if masks and p.stem not in found: raise ValueError(f"{masks}: no mask for {p.name}")
-    shape, most = None, 1
-    images, labels = [], []
-    for p in tqdm(paths, desc=f"import {Path(folder).name}", unit=" pictures", disable=not progress):
-        image = np.asarray(_fit(_open(p, "L" if grey else "RGB"), size, nearest=False)).reshape(*(size or _open(p, None).size[::-1]), -1)
-        if (shape := shape or image.shape) != image.shape: raise ValueError(f"{p}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
-        images.append(image)
-        labels.append(_read_mask(found[p.stem], size, shape[:2]) if masks else np.zeros(shape[:2], np.uint8))
-    mask = np.stack(labels)
-    visibility = np.stack([np.isin(np.arange(int(mask.max()) + 1), m) | (np.arange(int(mask.max()) + 1) == 0) for m in mask])
-    return save_scenes(out, Scenes(np.stack(images), mask, visibility), Path(folder).name, {"folder": Path(folder).name}, split, masks=bool(masks))
+    pictures, found = _by_name(folder), _by_name(masks) if masks else {}
+    if masks and (lost := [n for n in pictures if n not in found]): raise ValueError(f"{masks}: no mask for {pictures[lost[0]].name}")
+    first = _read_picture(next(iter(pictures.values())), size, grey, None).shape
+    label = lambda name: _read_mask(found[name], size, first[:2]) if masks else np.zeros(first[:2], np.uint8)
+    entities = 1 + max(int(label(name).max()) for name in pictures) if masks else 1
+
+    def parts():
+        bar, names = tqdm(total=len(pictures), desc=f"import {Path(folder).name}", unit=" pictures", disable=not progress), list(pictures)
+        for some in (names[i:i + part] for i in range(0, len(names), part)):
+            image, mask = np.stack([_read_picture(pictures[n], size, grey, first) for n in some]), np.stack([label(n) for n in some])
+            seen = np.stack([(mask == e).any((1, 2)) | (e == 0) for e in range(entities)], 1)
+            bar.update(len(some))
+            yield Scenes(image, mask, seen)
+    return save_scenes(out, parts(), Path(folder).name, {"folder": Path(folder).name}, split, masks=bool(masks))

@@ -7,6 +7,7 @@ __all__ = ['ACTIVATIONS', 'Activation', 'taps_inside', 'BroadcastConv', 'Decoder
 
 # %% ../nbs/11_decoder.ipynb #c002
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,8 @@ class BroadcastConv(nn.Module):
         return (per_tap @ self.taps).unflatten(-1, (height, width)) + place
 
 # %% ../nbs/11_decoder.ipynb #c011
-ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "softplus": nn.Softplus, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True), "leaky_relu": partial(nn.LeakyReLU, inplace=True),
+               "softplus": nn.Softplus, "gelu": nn.GELU, "tanh": nn.Tanh}  # in place where the result is all that backward needs
 Activation = Literal["elu", "relu", "leaky_relu", "softplus", "gelu", "tanh"]
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import Config, seeded
+from .core import Config, Noise, normal, seeded
 from .data import Batch
 from .decoder import Decoder, DecoderConfig
 from .distributions import Mixture, posterior, spatial_mixture
@@ -39,7 +39,7 @@ class IODINEConfig(Config):
     start: Literal["shared", "per_slot", "drawn"] = "shared"  # λ_0: learned once, once a slot, or means drawn around a shared one
     start_variance: float = 1.  # variance of q at λ_0, before learning
     weights: Literal["linear", "port", "last"] = "linear"  # w_t = t/T, (t+1)/(T+1), or the last only
-    gradients: Literal["exact", "truncated", "detached"] = "truncated"
+    gradients: Literal["exact", "truncated", "detached"] = "exact"  # published; truncated: one decoder pass an iteration less
     inputs: tuple[str, ...] = ALL_INPUTS  # rows of the table in 12_inputs
     coordinates: Literal["linear", "cosine"] = "linear"  # those of f_φ
     normalisation: Literal["affine", "plain", "none"] = "affine"  # LayerNorm of the inputs marked so
@@ -62,11 +62,15 @@ class Evaluation(NamedTuple):
     z: Float[Tensor, "B K D"]
     means: Float[Tensor, "B K C H W"]
     mask_logits: Float[Tensor, "B K 1 H W"]
-    masks: Float[Tensor, "B K 1 H W"]
     mixture: Mixture
     log_likelihood: Float[Tensor, "B"]  # log p(x | z), summed over pixels
     kl: Float[Tensor, "B K"]
     loss: Float[Tensor, "B"]  # -log p(x|z) + kl_weight · Σ_k KL
+
+    @property
+    def masks(self) -> Float[Tensor, "B K 1 H W"]:
+        "m_k, which sum to 1 over slots."
+        return self.mixture.masks
 
     @property
     def reconstruction(self) -> Float[Tensor, "B C H W"]:
@@ -94,7 +98,7 @@ class IODINE(nn.Module):
         start = torch.cat([torch.zeros(c.latent), torch.full((c.latent,), variance)])
         self.λ_0 = nn.Parameter(start.repeat(c.slots if c.start == "per_slot" else 1, 1))
 
-    def start(self, batch: int, slots: int, generator: torch.Generator | None) -> Float[Tensor, "B K L"]:
+    def start(self, batch: int, slots: int, generator: torch.Generator | Noise | None) -> Float[Tensor, "B K L"]:
         "λ_0 for every slot of every image."
         if self.config.start == "per_slot" and slots > len(self.λ_0):
             raise ValueError(f"slots: this model has learned a start for each of {len(self.λ_0)} slots, cannot run with {slots}; train with start='drawn' or 'shared' for that")
@@ -103,9 +107,15 @@ class IODINE(nn.Module):
         mean, s = λ.chunk(2, -1)
         return torch.cat([mean + self.noise(batch, slots, generator), s], -1)
 
-    def noise(self, batch: int, slots: int, generator: torch.Generator | None) -> Float[Tensor, "B K D"]:
+    def check_images(self, shape: tuple[int, ...], name: str) -> None:
+        "ValueError if this model does not take images of this shape (channels, height, width); `name` says whose."
+        if shape != tuple(self.config.image):
+            by = lambda s: "×".join(map(str, s))
+            raise ValueError(f"{name}: {by(shape)} (channels × height × width), but this model takes {by(self.config.image)}; choose or change the preset (model.image)")
+
+    def noise(self, batch: int, slots: int, generator: torch.Generator | Noise | None) -> Float[Tensor, "B K D"]:
         "Standard normal noise for one sample of z."
-        return torch.randn(batch, slots, self.config.latent, generator=generator, device=self.λ_0.device, dtype=self.λ_0.dtype)
+        return normal(generator, batch, slots, self.config.latent, device=self.λ_0.device, dtype=self.λ_0.dtype)
 
 # %% ../nbs/14_iodine.ipynb #c011
 @patch
@@ -118,7 +128,7 @@ def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B
     if c.means == "sigmoid": means = means.sigmoid()
     mixture = spatial_mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)  # equation (1)
     log_likelihood, kl = mixture.log_likelihood.sum((1, 2, 3, 4)), q.kl(c.prior_variance)
-    return Evaluation(λ, z, means, mask_logits, mixture.masks, mixture, log_likelihood, kl, kl_weight * kl.sum(1) - log_likelihood)
+    return Evaluation(λ, z, means, mask_logits, mixture, log_likelihood, kl, kl_weight * kl.sum(1) - log_likelihood)
 
 @patch
 def refine(self: IODINE, image: Float[Tensor, "B C H W"], e: Evaluation, gradients, memory):
@@ -191,7 +201,7 @@ class _Attach(torch.autograd.Function):
 
 # %% ../nbs/14_iodine.ipynb #c023
 @patch
-def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float = 1., generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float = 1., generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
     "The training loss in nats per image, differentiable; and nll, kl and mse at the last iteration."
     c, image = self.config, batch.image
     start = self.start(len(image), c.slots, generator)
@@ -206,14 +216,16 @@ def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float 
     return dict(loss=value, nll=-last.log_likelihood.mean(), kl=last.kl.sum(1).mean(), mse=((last.reconstruction - image) ** 2).mean())
 
 IODINE.forward = IODINE.loss  # so that wrappers for many processes find it
+IODINE.compiled = ("decoder", "refinement")  # what torch.compile may take
 
 # %% ../nbs/14_iodine.ipynb #c029
 @patch
 def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None,
-          generator: torch.Generator | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
+          generator: torch.Generator | Noise | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
     "Refine λ for `iterations` steps (as in training if not said) and return what was known at t = 0…T."
-    if images.shape[1:] != self.config.image: raise ValueError(f"images: this model takes {list(self.config.image)} (channels, height, width), got {list(images.shape[1:])}")
-    slots, steps = slots or self.config.slots, self.config.iterations if iterations is None else iterations
+    self.check_images(tuple(images.shape[1:]), "images")
+    slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
+    if slots < 1 or steps < 0: raise ValueError(f"slots must be at least 1 and iterations at least 0, are {slots} and {steps}")
     λ, memory, evaluations = self.start(len(images), slots, generator).detach(), None, []
     for t in range(steps + 1):
         with torch.enable_grad():

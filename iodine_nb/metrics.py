@@ -22,8 +22,8 @@ from .data import Batch, Loader, SceneFile
 def contingency(true: Integer[Tensor, "B *P"], predicted: Integer[Tensor, "B *P"], entities: int, slots: int) -> Float[Tensor, "B E K"]:
     "How many pixels of each true entity went to each slot."
     cell = true.long().flatten(1) * slots + predicted.long().flatten(1)
-    counts = torch.zeros(len(cell), entities * slots, dtype=torch.float64, device=cell.device)
-    return counts.scatter_add_(1, cell, torch.ones_like(cell, dtype=torch.float64)).view(-1, entities, slots)
+    counts = torch.zeros(len(cell), entities * slots, dtype=torch.long, device=cell.device).scatter_add_(1, cell, torch.ones_like(cell))
+    return (counts.cpu() if counts.device.type == "mps" else counts).double().view(-1, entities, slots)  # mps has no float64
 
 def adjusted_rand_index(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
     "ARI of each image's contingency table, at most 1; 1 where both partitions are a single cluster."
@@ -47,11 +47,11 @@ def match_slots(iou: Float[Tensor, "B E K"]) -> Int[Tensor, "B E"]:
     return torch.from_numpy(match).to(iou.device)
 
 def mean_iou(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
-    "Mean over the visible objects (entity 0, the background, is none) of the IoU with their matched slot."
+    "Mean over the visible objects (entity 0, the background, is none) of the IoU with their matched slot; 1 if there are none."
     iou, here = intersection_over_union(table)[:, 1:], table[:, 1:].sum(2) > 0
     slot = match_slots(iou * here[..., None])
     matched = iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] * (slot >= 0) * here
-    return matched.sum(1) / here.sum(1).clamp_min(1)
+    return torch.where(here.any(1), matched.sum(1) / here.sum(1).clamp_min(1), 1.)
 
 # %% ../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
@@ -69,6 +69,8 @@ def decomposition_scores(model, batch: Batch, generator: torch.Generator | None 
 
 def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scenes: int = 320, score: Callable = decomposition_scores, **infer) -> dict[str, list[float]]:
     "Mean scores over the first `scenes` scenes, one number a sampling seed."
+    if scenes < 1 or not len(seeds): raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
+    if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
     device, result = next(model.parameters()).device, {}
     loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
     for seed in seeds:

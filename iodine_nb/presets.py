@@ -41,6 +41,8 @@ class TrainingConfig(Config):
     clip: float = 5.  # global gradient norm
     kl_weight: Ramp = Ramp()
     sigma_factor: Ramp = Ramp()  # multiplies the model's sigma
+    accumulate: int = 1  # pieces that a process cuts its part of the batch into, for batches that do not fit into memory
+    compile: bool = False  # torch.compile of the networks
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions and products; likelihoods stay float32
     seed: int = 0
     log_every: int = 100
@@ -49,7 +51,7 @@ class TrainingConfig(Config):
     checkpoint_every: int = 1_000
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every", "decay_steps"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every", "decay_steps"):
             if getattr(self, name) < 1: raise ValueError(f"training.{name}: must be at least 1, is {getattr(self, name)}")
         if not 0 < self.learning_rate < 1: raise ValueError(f"training.learning_rate: must be between 0 and 1, is {self.learning_rate}")
 
@@ -88,7 +90,7 @@ _add("tetrominoes", "tetrominoes",
      TrainingConfig(batch_size=256, learning_rate=3e-4))
 
 # %% ../nbs/15_presets.ipynb #c011
-RELEASED_CODE = dict(model__likelihood="logistic", model__sigma=.03, model__prior_variance=math.log(2))
+RELEASED_CODE = dict(model__gradients="exact", model__likelihood="logistic", model__sigma=.03, model__prior_variance=math.log(2))
 PORT = dict(model__mixture="per_channel", model__means="sigmoid", model__variance="exp", model__weights="port", model__gradients="detached",
             model__mask_gradient="masks", model__normalisation="plain", model__refinement__update_from="cell",
             training__beta1=.9, training__learning_rate=3e-4, training__clip=1e9)
@@ -96,13 +98,15 @@ PORT = dict(model__mixture="per_channel", model__means="sigmoid", model__varianc
 # %% ../nbs/15_presets.ipynb #c013
 _clevr64 = PRESETS["clevr6"].change(model__image=(3, 64, 64))
 _add("clevr6_64", "clevr_with_masks", _clevr64.model, _clevr64.training)
-_add("clevr6_64_coarse", "clevr_with_masks", _clevr64.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2).to_dict()), _clevr64.training)
+_add("clevr6_64_coarse", "clevr_with_masks", _clevr64.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2), gradients="truncated"), _clevr64.training)
 _sprites = PRESETS["multi_dsprites"]
-_add("multi_dsprites_coarse", _sprites.data, _sprites.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2).to_dict()), _sprites.training)
+_add("multi_dsprites_coarse", _sprites.data, _sprites.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2), gradients="truncated"), _sprites.training)
 
 # %% ../nbs/15_presets.ipynb #c015
-_add("desk", "tetrominoes",
-     IODINEConfig((3, 35, 35), slots=4, latent=32, iterations=3, sigma=.3, variance="exp", start="drawn", start_variance=.05,
+_add("desk_start", "tetrominoes",
+     IODINEConfig((3, 35, 35), slots=4, latent=32, iterations=3, sigma=.3, variance="exp", start="drawn", start_variance=.05, gradients="truncated",
                   decoder=DecoderConfig((64, 64, 64, 32), 5, 2), refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 256)),
-     TrainingConfig(steps=24_000, batch_size=16, beta1=.9, warmup=300, decay_steps=20_000, kl_weight=Ramp(0., 1., 3_000),
+     TrainingConfig(steps=10_000, batch_size=16, beta1=.9, warmup=300, decay_steps=20_000, kl_weight=Ramp(0., 1., 3_000),
                     precision="bfloat16", evaluate_every=1_000, checkpoint_every=500))
+_add("desk", "tetrominoes", PRESETS["desk_start"].model.change(iterations=5),
+     TrainingConfig(steps=10_000, batch_size=16, learning_rate=4e-4, beta1=.9, warmup=200, decay_steps=10_000, precision="bfloat16", evaluate_every=1_000, checkpoint_every=500))

@@ -73,7 +73,7 @@ def tetrominoes(n: int,  # scenes
                 grid: int = 7,  # the image is grid·cell pixels high and wide; published 7
                ) -> Scenes:
     "Tetrominoes scenes as published; factors: shape code, x (top row), y (left column), colour."
-    if cell < 1 or n < 0: raise ValueError(f"tetrominoes: n and cell must be positive, are {n} and {cell}")
+    if n < 0 or cell < 1 or shapes < 1 or grid < 4: raise ValueError(f"tetrominoes: needs n ≥ 0, cell ≥ 1, shapes ≥ 1 and grid ≥ 4, got {n}, {cell}, {shapes} and {grid}")
     shape, corner, cells = _place(rng, n, shapes, cell, grid)
     colour = COLOURS[rng.integers(len(COLOURS), size=(n, shapes))]  # [n, S, 3]
     image, mask = _draw(cells, colour, cell, grid * cell)
@@ -96,8 +96,6 @@ def _draw(cells, colour, cell: int, size: int):
 
 # %% ../nbs/02_sprites.ipynb #c022
 SPRITES = ("square", "ellipse", "heart")
-
-# %% ../nbs/02_sprites.ipynb #c024
 _SIDE = .30  # side of the square, in image heights, at scale 1
 _RADII = .1995, .1125  # half axes of the ellipse
 _HEART = np.array([.1418, .1144, .1013, .0950, .0923, .0930, .0965, .1028, .1130, .1270,
@@ -117,7 +115,7 @@ def silhouettes(shape, scale, orientation, x, y,  # factors [N]: index into SPRI
     heart = np.hypot(u, v) < np.interp(abs(np.arctan2(u, v)), np.radians(np.arange(0, 181, 10)), _HEART)
     return np.where(shape == 0, square, np.where(shape == 1, ellipse, heart))
 
-# %% ../nbs/02_sprites.ipynb #c028
+# %% ../nbs/02_sprites.ipynb #c026
 VARIANTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest and most sprites
 
 def _hsv_to_rgb(hsv: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
@@ -136,12 +134,13 @@ def _colours(rng, n: int, most: int, variant: str, saturation, value, grey):
         rgb[:, 0] = rng.uniform(*grey, (n, 1))
     return rgb.astype(np.float32)
 
-# %% ../nbs/02_sprites.ipynb #c030
-def _draw_factors(rng, n: int, fewest: int, most: int):
-    "Factors of n scenes, [n, most] each, on dSprites' lattice; and how many sprites each scene has."
+# %% ../nbs/02_sprites.ipynb #c028
+def _draw_factors(rng, n: int, fewest: int, most: int, lattice: bool):
+    "Factors of n scenes, [n, most] each; and how many sprites each scene has."
+    place = lambda: rng.integers(32, size=(n, most)) / 31 if lattice else rng.random((n, most))
     factors = {"shape": rng.integers(3, size=(n, most)), "scale": np.linspace(.5, 1, 6)[rng.integers(6, size=(n, most))],
                "orientation": np.linspace(0, 2 * np.pi, 40)[rng.integers(40, size=(n, most))],
-               "x": rng.integers(32, size=(n, most)) / 31, "y": rng.integers(32, size=(n, most)) / 31}
+               "x": place(), "y": place()}
     return factors, rng.integers(fewest, most + 1, size=n)
 
 def _visible_entity(factors, count, size: int) -> UInt8[np.ndarray, "n H W"]:
@@ -153,25 +152,25 @@ def _visible_entity(factors, count, size: int) -> UInt8[np.ndarray, "n H W"]:
         mask[covers & (count > e)[:, None, None]] = e + 1
     return mask
 
-# %% ../nbs/02_sprites.ipynb #c031
+# %% ../nbs/02_sprites.ipynb #c029
 def _hidden(mask, count, most: int, pixels: float) -> Bool[np.ndarray, "n"]:
     "Whether some sprite of the scene shows fewer than `pixels` pixels."
     area = np.stack([(mask == e + 1).sum((1, 2)) for e in range(most)], 1)
     return ((area < pixels) & (np.arange(most) < count[:, None])).any(1)
 
-def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float):
+def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float, lattice: bool):
     "Factors, counts and masks of n scenes in which every sprite is visible."
-    factors, count = _draw_factors(rng, n, fewest, most)
+    factors, count = _draw_factors(rng, n, fewest, most, lattice)
     mask = _visible_entity(factors, count, size)
     for _ in range(1000):
         again = np.flatnonzero(_hidden(mask, count, most, pixels))
         if not len(again): return factors, count, mask
-        new, _ = _draw_factors(rng, len(again), fewest, most)  # the count stays: rejection must not favour few sprites
+        new, _ = _draw_factors(rng, len(again), fewest, most, lattice)  # the count stays: rejection must not favour few sprites
         for k in factors: factors[k][again] = new[k]
         mask[again] = _visible_entity(new, count[again], size)
     raise ValueError(f"multi_dsprites: {pixels:g} visible pixels a sprite cannot be met at {size} × {size}; ask for fewer")
 
-# %% ../nbs/02_sprites.ipynb #c032
+# %% ../nbs/02_sprites.ipynb #c030
 def multi_dsprites(n: int,  # scenes
                    rng: np.random.Generator,
                    variant: str = "colored_on_grayscale",  # or binarized, colored_on_colored
@@ -180,22 +179,24 @@ def multi_dsprites(n: int,  # scenes
                    value: tuple[float, float] = (.5, 1.),  # range of their HSV value
                    grey: tuple[float, float] = (0., 1.),  # range of the grey background
                    visible: float = 30 / 64**2,  # least visible area of a sprite, as a share of the image
+                   lattice: bool = True,  # positions on dSprites' 32 × 32 places; False: anywhere between
                   ) -> Scenes:
     "Multi-dSprites scenes; factors as in the published files: shape (1–3), scale, orientation, x, y, color."
     if variant not in VARIANTS: raise ValueError(f"multi_dsprites: variant must be {', '.join(VARIANTS)}, is {variant!r}")
-    parts = [_some_dsprites(min(1000, n - i), rng, variant, size, saturation, value, grey, visible * size**2) for i in range(0, max(n, 1), 1000)]
+    parts = [_some_dsprites(min(1000, n - i), rng, variant, size, saturation, value, grey, visible * size**2, lattice) for i in range(0, max(n, 1), 1000)]
     join = lambda *v: np.concatenate(v)
     return check_scenes(Scenes(join(*(p.image for p in parts)), join(*(p.mask for p in parts)), join(*(p.visibility for p in parts)),
                                {k: join(*(p.factors[k] for p in parts)) for k in parts[0].factors}), "multi_dsprites")
 
-def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels) -> Scenes:
+def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels, lattice) -> Scenes:
     "Up to a thousand scenes at once, so that memory stays small."
     fewest, most = VARIANTS[variant]
-    factors, count, mask = _sprite_scenes(rng, n, fewest, most, size, pixels)
+    factors, count, mask = _sprite_scenes(rng, n, fewest, most, size, pixels, lattice)
     colour = _colours(rng, n, most, variant, saturation, value, grey)
     seen = np.concatenate([np.ones((n, 1), bool), np.arange(most) < count[:, None]], 1)
     image = (colour[np.arange(n)[:, None, None], mask] * 255).round().astype(np.uint8)
     factors = {**factors, "shape": factors["shape"] + 1}
     factors = {k: np.pad(v, ((0, 0), (1, 0))).astype(np.float32) * seen for k, v in factors.items()}
-    factors["color"] = colour * seen[..., None]
-    return Scenes(image[..., :1] if variant == "binarized" else image, mask, seen, factors)
+    channels = 1 if variant == "binarized" else 3
+    factors["color"] = (colour[..., 0] * seen) if channels == 1 else colour * seen[..., None]
+    return Scenes(image[..., :channels], mask, seen, factors)

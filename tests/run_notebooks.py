@@ -14,7 +14,7 @@ def skipped(cell) -> bool:
 def run(path: Path, fresh: bool) -> None:
     "Execute one notebook in its own folder; cells marked `eval: false` are left out."
     notebook, begun = nbformat.read(path, 4), time.monotonic()
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     with client.setup_kernel():
         for i, cell in enumerate(notebook.cells):
             if cell.cell_type != "code" or skipped(cell): continue

@@ -85,6 +85,24 @@ def test_objects_room_has_four_backgrounds(tmp_path):
     import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_train", progress=False)
     read = SceneFile(tmp_path / "o.h5")[:]
     assert ((read.mask[0] == 1) == (which == 4)).all() and (read.mask[0][which < 4] == 0).all() and layout.backgrounds == 4
+    assert read.visibility.tolist() == [[True, True, False, False]]
+
+
+def test_a_hidden_wall_is_still_background(tmp_path):
+    which = np.arange(64 * 64).reshape(64, 64) % 3  # only the first three of the four backgrounds are seen
+    masks = np.stack([(which == e) * 255 for e in range(4)])
+    (tmp_path / "o.tfrecords").write_bytes(gzip.compress(record({"image": bytes_list(np.zeros(64 * 64 * 3)), "mask": bytes_list(masks.ravel())})))
+    import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_empty_room", objects=0, progress=False)
+    read = SceneFile(tmp_path / "o.h5")[:]
+    assert (read.mask == 0).all() and read.visibility.tolist() == [[True]]
+
+
+def test_parts_that_differ_are_not_saved(tmp_path):
+    one, other = tetrominoes(2, np.random.default_rng(0)), tetrominoes(2, np.random.default_rng(1))
+    del other.factors["color"]
+    with pytest.raises(ValueError, match="s.h5: factors/color: not in all scenes"): save_scenes(tmp_path / "s.h5", [one, other], "s", {})
+    with pytest.raises(ValueError, match="s.h5: image: the scenes from 2 on are"): save_scenes(tmp_path / "s.h5", [one, tetrominoes(2, np.random.default_rng(1), cell=2)], "s", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_skip_and_count(tmp_path):
@@ -98,10 +116,10 @@ def test_skip_and_count(tmp_path):
 @quick
 @given(st.binary(max_size=400), st.booleans())
 def test_random_bytes_are_refused(tmp_path, data, zipped):
-    (tmp_path / "r").write_bytes(gzip.compress(data) if zipped else data)
-    for read in (lambda: import_published(tmp_path / "r", tmp_path / "r.h5", "tetrominoes", progress=False), lambda: SceneFile(tmp_path / "r")):
-        with pytest.raises(ValueError, match="r"): read()
-    assert not (tmp_path / "r.h5").exists()
+    (tmp_path / "noise").write_bytes(gzip.compress(data) if zipped else data)
+    for read in (lambda: import_published(tmp_path / "noise", tmp_path / "out.h5", "tetrominoes", progress=False), lambda: SceneFile(tmp_path / "noise")):
+        with pytest.raises(ValueError, match="(noise|out.h5): "): read()
+    assert not (tmp_path / "out.h5").exists()
 
 
 @quick
@@ -134,7 +152,8 @@ def test_scene_files_that_are_wrong_name_the_field(tmp_path):
     image, visible = np.zeros((2, 4, 5, 3), np.uint8), np.ones((2, 2), bool)
     for fields, match in [(dict(image=image), "visibility"), (dict(image=image.astype(float), visibility=visible), "image must be uint8"),
                           (dict(image=image[..., :2], visibility=visible), "image must be"), (dict(image=image, visibility=visible, mask=np.zeros((2, 5, 4), np.uint8)), "mask must be"),
-                          (dict(image=image, visibility=visible, mask=np.full((2, 4, 5), 9, np.uint8)), "entity 9")]:
+                          (dict(image=image, visibility=visible, mask=np.full((2, 4, 5), 9, np.uint8)), "entity 9"),
+                          (dict(image=image, visibility=visible.astype(int)), "visibility must be bool"), (dict(image=image, visibility=visible[0]), "visibility must be bool")]:
         with pytest.raises(ValueError, match=match) as e: SceneFile(written(**fields))[:]
         assert "w.h5" in str(e.value)
 

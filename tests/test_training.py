@@ -1,5 +1,5 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
-import json
+import json, os, resource, signal
 
 import numpy as np
 import pytest
@@ -54,18 +54,61 @@ def test_a_crash_loses_only_what_came_after_the_checkpoint(tmp_path, data, monke
     assert all(torch.equal(a[k], b[k]) for k in a) and [line["step"] for line in parts.log()] == [2, 4, 6, 8]
 
 
-def test_ctrl_c_writes_a_checkpoint(tmp_path, data, monkeypatch):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_ends_the_step_and_writes_a_checkpoint(tmp_path, data, monkeypatch, how):
     step, calls = training.train_step, []
-    def interrupted(*args):
+    def asked(*args):
         calls.append(1)
-        if len(calls) == 6: raise KeyboardInterrupt
+        if len(calls) == 5: os.kill(os.getpid(), how)
         return step(*args)
-    monkeypatch.setattr(training, "train_step", interrupted)
+    monkeypatch.setattr(training, "train_step", asked)
+    before = signal.getsignal(how)
     train(tmp_path / "b", data, 8)
     monkeypatch.undo()
+    assert len(calls) == 5 and signal.getsignal(how) is before
     a, b = train(tmp_path / "a", data, 8), train(tmp_path / "b", data, 8)
     a, b = load_file(a.checkpoint), load_file(b.checkpoint)
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulation_changes_nothing(tmp_path, data, pieces):
+    a, b = train(tmp_path / "a", data, 4), train(tmp_path / "b", data, 4, TINY.change(training__accumulate=pieces))
+    a, b = load_file(a.checkpoint), load_file(b.checkpoint)
+    for k in a:
+        if k.startswith("model/"): assert torch.allclose(a[k], b[k], atol=1e-5), k
+    with pytest.raises(ValueError, match="training.batch_size: 4 images cannot be cut"): train(tmp_path / "c", data, 4, TINY.change(training__accumulate=3))
+
+
+def test_a_record_without_its_checkpoint_is_not_overwritten(tmp_path, data):
+    record = train(tmp_path / "a", data, 3)
+    record.checkpoint.unlink()
+    log = record.log()
+    with pytest.raises(ValueError, match="without its checkpoint"): train(tmp_path / "a", data, 3)
+    assert record.log() == log
+    Record(tmp_path / "typo").log()
+    assert not (tmp_path / "typo").exists()
+
+
+def test_other_data_is_another_run(tmp_path, data):
+    train(tmp_path / "a", data, 3)
+    save_scenes(tmp_path / "e.h5", tetrominoes(16, np.random.default_rng(1), cell=2), "tetrominoes", {"generator": "tetrominoes"})
+    with pytest.raises(ValueError, match="another run: data_file.sha256"): train(tmp_path / "a", SceneFile(tmp_path / "e.h5"), 6)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, data):
+    record = train(tmp_path / "a", data, 3)
+    before = record.checkpoint.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow past this: every write fails half-way
+    try:
+        with pytest.raises(OSError, match=r"checkpoint of step 6 could not be written .*previous checkpoint is intact"): train(tmp_path / "a", data, 6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert record.checkpoint.read_bytes() == before and not list((tmp_path / "a").glob(".*"))
+    train(tmp_path / "a", data, 6)
 
 
 def test_another_seed_gives_another_run(tmp_path, data):
