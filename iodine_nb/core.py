@@ -71,8 +71,14 @@ class Config:
     "Base of all configurations: fields with types, to and from JSON, changed by dotted name."
     def to_dict(self) -> dict: return dataclasses.asdict(self)
 
+    def at_least(self, least: int, *names: str, of: str = "") -> None:
+        "ValueError unless every one of these fields (of a tuple: every entry) is at least `least`."
+        for name in names:
+            value = getattr(self, name)
+            if not all(v >= least for v in (value if isinstance(value, tuple) else (value,))): raise ValueError(f"{of}{name}: must be at least {least}, is {value}")
+
     @classmethod
-    def from_dict(cls, values: dict, where: str = ""):
+    def from_dict(cls, values, where: str = ""):
         "A configuration from a (JSON) dictionary; ValueError names an unknown or wrong field."
         if not isinstance(values, dict): raise ValueError(f"{where or cls.__name__}: must be a table of fields, is {values!r}")
         hints = typing.get_type_hints(cls)

@@ -53,6 +53,8 @@ class DecoderConfig(Config):
     activation: Activation = "elu"
 
     def __post_init__(self):
+        self.at_least(1, "channels", "kernel", of="decoder.")
+        if not self.channels: raise ValueError("decoder.channels: at least one hidden layer is needed")
         if self.kernel % 2 == 0: raise ValueError(f"decoder.kernel: must be odd, is {self.kernel}")
         if not 0 <= self.upsampling <= len(self.channels): raise ValueError(f"decoder.upsampling: must be 0 to {len(self.channels)}, as many layers follow the first, is {self.upsampling}")
 

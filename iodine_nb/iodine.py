@@ -48,9 +48,8 @@ class IODINEConfig(Config):
     refinement: RefinementConfig = RefinementConfig()
 
     def __post_init__(self):
-        if len(self.image) != 3 or self.image[0] not in (1, 3): raise ValueError(f"image: must be (channels, height, width) with 1 or 3 channels, is {self.image}")
-        for name in ("slots", "latent", "iterations"):
-            if getattr(self, name) < 1: raise ValueError(f"{name}: must be at least 1, is {getattr(self, name)}")
+        if len(self.image) != 3 or self.image[0] not in (1, 3) or min(self.image) < 1: raise ValueError(f"image: must be (channels, height, width) with 1 or 3 channels, is {self.image}")
+        self.at_least(1, "slots", "latent", "iterations")
         for name in ("sigma", "prior_variance", "start_variance"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
         check_inputs(self.inputs)

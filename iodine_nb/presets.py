@@ -51,8 +51,11 @@ class TrainingConfig(Config):
     checkpoint_every: int = 1_000
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every", "decay_steps"):
-            if getattr(self, name) < 1: raise ValueError(f"training.{name}: must be at least 1, is {getattr(self, name)}")
+        self.at_least(1, "steps", "batch_size", "accumulate", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every", "decay_steps", of="training.")
+        self.at_least(0, "warmup", "seed", "beta1", of="training.")
+        for name in ("decay", "clip"):
+            if getattr(self, name) <= 0: raise ValueError(f"training.{name}: must be positive, is {getattr(self, name)}")
+        if self.beta1 >= 1: raise ValueError(f"training.beta1: must be below 1, is {self.beta1}")
         if not 0 < self.learning_rate < 1: raise ValueError(f"training.learning_rate: must be between 0 and 1, is {self.learning_rate}")
 
     def learning_rate_at(self, step: int) -> float:

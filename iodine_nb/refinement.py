@@ -30,6 +30,8 @@ class RefinementConfig(Config):
     update_from: Literal["hidden", "cell"] = "hidden"  # of the LSTM; the port swapped them
 
     def __post_init__(self):
+        self.at_least(1, "channels", "kernel", "mlp", of="refinement.")
+        self.at_least(0, "lstm", of="refinement.")
         if self.kernel % 2 == 0: raise ValueError(f"refinement.kernel: must be odd, is {self.kernel}")
 
 # %% ../nbs/13_refinement.ipynb #c006

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import iodine_nb
-from .core import Noise, file_hash, read_json, whole_file, write_json
+from .core import Noise, default_device, file_hash, read_json, whole_file, write_json
 from .data import Loader, SceneFile
 from .iodine import IODINE
 from .metrics import decomposition_scores, evaluate
@@ -175,7 +175,7 @@ def fit(model: nn.Module,
         describe: dict | None = None,  # the rest of the configuration, for the record: usually a preset's to_dict()
         progress: bool = True) -> Record:
     "Train a model on a scene file until `config.steps`, resuming from the run's checkpoint if there is one."
-    record, accelerator = Record(run), Accelerator()
+    record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
     if hasattr(model, "check_images"):
         for f in filter(None, (train, held_out)): model.check_images(f.shape, str(f.path))
     if record.log() and not record.checkpoint.exists(): raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, which a new run would overwrite; choose another folder")

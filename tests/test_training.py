@@ -1,32 +1,19 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
 import json, os, resource, signal
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from iodine_nb import training
-from iodine_nb.data import SceneFile, save_scenes
 from iodine_nb.iodine import IODINE
-from iodine_nb.presets import PRESETS, Preset, preset
-from iodine_nb.sprites import tetrominoes
+from iodine_nb.presets import PRESETS, Preset
 from iodine_nb.training import Record, export_weights, fit, load_model
-
-TINY = preset("desk").change(model__image=(3, 14, 14), model__latent=4, model__iterations=1, model__decoder__channels=(8,), model__decoder__upsampling=1, model__refinement__channels=(4,),
-                             model__refinement__mlp=(8,), model__refinement__lstm=8, training__batch_size=4, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100,
-                             training__precision="float32")
-
+from small import TINY, scenes, train
 
 @pytest.fixture
 def data(tmp_path):
-    save_scenes(tmp_path / "d.h5", tetrominoes(16, np.random.default_rng(0), cell=2), "tetrominoes", {"generator": "tetrominoes"})
-    return SceneFile(tmp_path / "d.h5")
-
-
-def train(run, data, steps, chosen=TINY):
-    torch.manual_seed(0)
-    return fit(IODINE(chosen.model), data, chosen.training.change(steps=steps), run, describe=chosen.to_dict(), progress=False)
+    return scenes(tmp_path / "d.h5")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -92,8 +79,7 @@ def test_a_record_without_its_checkpoint_is_not_overwritten(tmp_path, data):
 
 def test_other_data_is_another_run(tmp_path, data):
     train(tmp_path / "a", data, 3)
-    save_scenes(tmp_path / "e.h5", tetrominoes(16, np.random.default_rng(1), cell=2), "tetrominoes", {"generator": "tetrominoes"})
-    with pytest.raises(ValueError, match="another run: data_file.sha256"): train(tmp_path / "a", SceneFile(tmp_path / "e.h5"), 6)
+    with pytest.raises(ValueError, match="another run: data_file.sha256"): train(tmp_path / "a", scenes(tmp_path / "e.h5", seed=1), 6)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, data):
