@@ -229,7 +229,6 @@ def read_records(path: str | Path) -> Iterator[bytes]:
     "The records of a TFRecord file, gzipped or not; ValueError if it is damaged or cut short."
     try: from tfrecord.reader import tfrecord_iterator
     except ImportError: raise ValueError("reading TFRecords needs the package tfrecord: pip install 'iodine_nb[tfrecord]'") from None
-    if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     with open(path, "rb") as f: zipped = f.read(2) == b"\x1f\x8b"
     count = 0
     try:
@@ -280,6 +279,7 @@ def import_published(path: str | Path, out: str | Path, name: str,
                      count: int | None = None,  # at most so many scenes
                      split: str = "train", progress: bool = True) -> int:
     "Import a published TFRecord file into a scene file; return how many scenes it has."
+    if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     crop, size = (CLEVR_CROP, size or (128, 128)) if name == "clevr_with_masks" else (None, size)
     def parts():
         left, drop = count if count is not None else float("inf"), skip

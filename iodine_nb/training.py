@@ -300,6 +300,6 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
     chosen = Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")})
     model = IODINE(chosen.model)
     _load_weights(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")}, record.checkpoint)
-    card = {"preset": chosen.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]), "seed": chosen.training.seed, "machine": config["machine"], "scores": scores or {}}
+    card = {"preset": chosen.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]), "seed": chosen.training.seed, "machine": config["machine"], "scores": scores or {}} | ({"initial": config["initial"]} if "initial" in config else {})
     save_weights(path, model, card)
     return card
