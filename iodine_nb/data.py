@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import h5py, numpy as np, torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -46,6 +47,7 @@ def save_scenes(path: str | Path,
         f.attrs.update(format=FORMAT, name=name, split=split, seed=seed, source=json.dumps(source))
     return count
 
+# %% ../nbs/04_data.ipynb #c006
 def _fields(part: Scenes, masks: bool) -> dict[str, np.ndarray]:
     return {"image": part.image, "visibility": part.visibility} | ({"mask": part.mask} if masks else {}) | {f"factors/{k}": v for k, v in part.factors.items()}
 
@@ -65,7 +67,7 @@ def _append(f: h5py.File, field: str, value: np.ndarray, count: int) -> None:
     f[field].resize(count + len(value), 0)
     f[field][count:] = value
 
-# %% ../nbs/04_data.ipynb #c007
+# %% ../nbs/04_data.ipynb #c008
 class SceneFile:
     "A scene file, opened for reading: `len`, shapes and attributes at once, scenes by slice."
     def __init__(self, path: str | Path):
@@ -96,7 +98,7 @@ class SceneFile:
         mask = f["mask"][i] if self.has_masks else np.zeros(image.shape[:3], np.uint8)
         return check_scenes(Scenes(image, mask, f["visibility"][i], {k: v[i] for k, v in f.get("factors", {}).items()}), str(self.path))
 
-# %% ../nbs/04_data.ipynb #c012
+# %% ../nbs/04_data.ipynb #c013
 class Batch(NamedTuple):
     "Images in [0, 1], and the true masks where they are known."
     image: Float[Tensor, "B C H W"]
@@ -107,6 +109,7 @@ class Batch(NamedTuple):
         "Scenes in memory as a batch."
         return cls(torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().float() / 255, torch.from_numpy(scenes.mask))
 
+# %% ../nbs/04_data.ipynb #c014
 class Loader:
     "Batches of a scene file as a function of the step."
     def __init__(self, file: SceneFile, batch_size: int, seed: int = 0, device: str | torch.device = "cpu", limit: int | None = None,
@@ -129,22 +132,6 @@ class Loader:
         self._hold(window)
         return self.take(index[part::parts] - window * self.window)
 
-    def _epoch_order(self, epoch: int) -> Int[Tensor, "N"]:
-        "All scenes in a random order; of a file that streams, window by window, the windows in a random order too."
-        generator, size = seeded(self.seed, epoch), self.window
-        if size >= self.scenes: return torch.randperm(self.scenes, generator=generator)
-        windows = torch.randperm(self.scenes // size, generator=generator).tolist()  # a rest smaller than a window comes last
-        starts = [w * size for w in windows] + ([len(windows) * size] if self.scenes % size else [])
-        return torch.cat([start + torch.randperm(min(size, self.scenes - start), generator=generator) for start in starts])
-
-    def _hold(self, window: int) -> None:
-        "Read a window of the file into memory, as uint8 tensors on the device."
-        if self.held == window: return
-        scenes = self.file[window * self.window:min((window + 1) * self.window, self.scenes)]
-        self.image = torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().to(self.device)
-        self.mask = torch.from_numpy(scenes.mask).to(self.device) if self.file.has_masks else None
-        self.held = window
-
     def take(self, index: Tensor | slice) -> Batch:
         "These scenes of the held window as a batch."
         if isinstance(index, Tensor): index = index.to(self.image.device)
@@ -157,6 +144,25 @@ class Loader:
             yield self.take(slice(start - window * self.window, start - window * self.window + self.batch_size))
 
 # %% ../nbs/04_data.ipynb #c015
+@patch
+def _epoch_order(self: Loader, epoch: int) -> Int[Tensor, "N"]:
+    "All scenes in a random order; of a file that streams, window by window, the windows in a random order too."
+    generator, size = seeded(self.seed, epoch), self.window
+    if size >= self.scenes: return torch.randperm(self.scenes, generator=generator)
+    windows = torch.randperm(self.scenes // size, generator=generator).tolist()  # a rest smaller than a window comes last
+    starts = [w * size for w in windows] + ([len(windows) * size] if self.scenes % size else [])
+    return torch.cat([start + torch.randperm(min(size, self.scenes - start), generator=generator) for start in starts])
+
+@patch
+def _hold(self: Loader, window: int) -> None:
+    "Read a window of the file into memory, as uint8 tensors on the device."
+    if self.held == window: return
+    scenes = self.file[window * self.window:min((window + 1) * self.window, self.scenes)]
+    self.image = torch.from_numpy(scenes.image).movedim(-1, 1).contiguous().to(self.device)
+    self.mask = torch.from_numpy(scenes.mask).to(self.device) if self.file.has_masks else None
+    self.held = window
+
+# %% ../nbs/04_data.ipynb #c018
 @dataclass(frozen=True)
 class Published:
     "Layout of one published data set."
@@ -180,7 +186,7 @@ PUBLISHED = {
     "objects_room_identical_color": Published((64, 64, 3), 10, {}, backgrounds=4),
 }
 
-# %% ../nbs/04_data.ipynb #c017
+# %% ../nbs/04_data.ipynb #c020
 def _bytes(feature, name: str, count: int) -> UInt8[np.ndarray, "n"]:
     "The bytes of a feature: one blob, or one element a byte."
     values = feature.bytes_list.value
@@ -204,7 +210,7 @@ def index_mask(masks: UInt8[np.ndarray, "E H W"], backgrounds: int = 1) -> UInt8
     index = masks.argmax(0)
     return np.maximum(index - (backgrounds - 1), 0).astype(np.uint8)
 
-# %% ../nbs/04_data.ipynb #c018
+# %% ../nbs/04_data.ipynb #c021
 def parse_example(record: bytes, layout: Published) -> dict[str, np.ndarray]:
     "One serialised tf.train.Example to image, mask, visibility and factors; ValueError names the field."
     from tfrecord import example_pb2
@@ -224,7 +230,7 @@ def parse_example(record: bytes, layout: Published) -> dict[str, np.ndarray]:
         read[f"factors/{name}"] = value.reshape((e, size) if size > 1 else (e,))
     return read
 
-# %% ../nbs/04_data.ipynb #c020
+# %% ../nbs/04_data.ipynb #c023
 def read_records(path: str | Path) -> Iterator[bytes]:
     "The records of a TFRecord file, gzipped or not; ValueError if it is damaged or cut short."
     try: from tfrecord.reader import tfrecord_iterator
@@ -252,7 +258,7 @@ def read_published(path: str | Path, name: str, part: int = 500) -> Iterator[Sce
         if len(rows) == part: yield _stack(rows); rows = []
     if rows: yield _stack(rows)
 
-# %% ../nbs/04_data.ipynb #c022
+# %% ../nbs/04_data.ipynb #c025
 CLEVR_CROP = (29, 221, 64, 256)  # rows from, to; columns from, to
 
 def crop_and_resize(s: Scenes, crop: tuple[int, int, int, int] | None, size: tuple[int, int] | None) -> Scenes:
@@ -270,7 +276,7 @@ def at_most(s: Scenes, objects: int, at_least: int = 0) -> Scenes:
     count = s.visibility.sum(1) - 1
     return s[(count <= objects) & (count >= at_least)]
 
-# %% ../nbs/04_data.ipynb #c023
+# %% ../nbs/04_data.ipynb #c026
 def import_published(path: str | Path, out: str | Path, name: str,
                      objects: int | None = None,  # at most so many; 6 makes CLEVR6
                      at_least: int = 0,  # objects
@@ -292,7 +298,7 @@ def import_published(path: str | Path, out: str | Path, name: str,
             if (left := left - len(s)) <= 0: return
     return save_scenes(out, parts(), name, {"file": Path(path).name, "sha256": file_hash(path), "objects": objects, "at_least": at_least, "skip": skip}, split)
 
-# %% ../nbs/04_data.ipynb #c032
+# %% ../nbs/04_data.ipynb #c035
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 def _open(path: Path, mode: str | None) -> Image.Image:
@@ -320,7 +326,7 @@ def _read_mask(path: Path, size, shape: tuple[int, int]) -> UInt8[np.ndarray, "H
     values = np.union1d([0], mask)
     return np.searchsorted(values, mask).astype(np.uint8)
 
-# %% ../nbs/04_data.ipynb #c033
+# %% ../nbs/04_data.ipynb #c036
 def _by_name(folder: Path) -> dict[str, Path]:
     "The pictures of a folder by their name without its ending; ValueError if there are none, or two of one name."
     found = {}
@@ -337,7 +343,7 @@ def _read_picture(path: Path, size, grey: bool, shape: tuple | None) -> UInt8[np
     if shape and image.shape != shape: raise ValueError(f"{path}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
     return image
 
-# %% ../nbs/04_data.ipynb #c034
+# %% ../nbs/04_data.ipynb #c037
 def import_folder(folder: str | Path, out: str | Path,
                   masks: str | Path | None = None,  # folder of masks with the same names (any of the picture types)
                   size: tuple[int, int] | None = None,  # height and width to fit to

@@ -195,12 +195,13 @@ def fit(model: nn.Module,
     save = lambda step: save_checkpoint(record.checkpoint, model, optimiser, step, same_run) if accelerator.is_main_process else None
     return _Run(wrapped, model, loader, prepared, accelerator, config, record, save, held_out, score).loop(step, progress)
 
+# %% ../nbs/17_training.ipynb #c017
 def compile_networks(model: nn.Module) -> None:
     "torch.compile the networks that the model names in `compiled`; what cannot be compiled runs as it is."
     torch._dynamo.config.suppress_errors = True
     for name in getattr(model, "compiled", ()): getattr(model, name).compile()
 
-# %% ../nbs/17_training.ipynb #c017
+# %% ../nbs/17_training.ipynb #c018
 @dataclass
 class _Run:
     "What a run needs in every step."
@@ -215,34 +216,37 @@ class _Run:
     held_out: SceneFile | None
     score: Callable
 
-    def loop(self, step: int, progress: bool) -> Record:
-        "From `step` to the last, or to where somebody asks for the end."
-        c, sums, scores, skipped, begun = self.config, {}, {}, 0, time.monotonic()
-        bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=not (progress and self.accelerator.is_main_process), smoothing=.05)
-        with _Stop() as stop:
-            while step < c.steps:
-                terms = train_step(self.wrapped, self.loader, self.optimiser, self.accelerator, c, step)
-                step, skipped = step + 1, skipped + 1 if terms["skipped"] else 0
-                if skipped == 20: raise FloatingPointError(self._not_finite(step))
-                for k, v in terms.items(): sums.setdefault(k, []).append(v)
-                last = step == c.steps
-                if step % c.log_every == 0 or last: self._log(step, begun, sums); sums = {}
-                if self.held_out and (step % c.evaluate_every == 0 or last): scores = self._evaluate(step)
-                bar.update(); bar.set_postfix({"loss": f"{terms['loss']:.1f}"} | {k: f"{v:.3f}" for k, v in scores.items()}, refresh=False)
-                if step % c.checkpoint_every == 0 or last: self.save(step)
-                if not last and stop.everywhere(self.accelerator):
-                    if step % c.checkpoint_every: self.save(step)
-                    bar.write(f"stopped after step {step} of {c.steps}, checkpoint in {self.record.path}; the same command goes on from there")
-                    break
-        bar.close()
-        return self.record
+# %% ../nbs/17_training.ipynb #c019
+@patch
+def loop(self: _Run, step: int, progress: bool) -> Record:
+    "From `step` to the last, or to where somebody asks for the end."
+    c, sums, scores, skipped, begun = self.config, {}, {}, 0, time.monotonic()
+    bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=not (progress and self.accelerator.is_main_process), smoothing=.05)
+    with _Stop() as stop:
+        while step < c.steps:
+            terms = train_step(self.wrapped, self.loader, self.optimiser, self.accelerator, c, step)
+            step, skipped = step + 1, skipped + 1 if terms["skipped"] else 0
+            if skipped == 20: raise FloatingPointError(self._not_finite(step))
+            for k, v in terms.items(): sums.setdefault(k, []).append(v)
+            last = step == c.steps
+            if step % c.log_every == 0 or last: self._log(step, begun, sums); sums = {}
+            if self.held_out and (step % c.evaluate_every == 0 or last): scores = self._evaluate(step)
+            bar.update(); bar.set_postfix({"loss": f"{terms['loss']:.1f}"} | {k: f"{v:.3f}" for k, v in scores.items()}, refresh=False)
+            if step % c.checkpoint_every == 0 or last: self.save(step)
+            if not last and stop.everywhere(self.accelerator):
+                if step % c.checkpoint_every: self.save(step)
+                bar.write(f"stopped after step {step} of {c.steps}, checkpoint in {self.record.path}; the same command goes on from there")
+                break
+    bar.close()
+    return self.record
 
-    def _not_finite(self, step: int) -> str:
-        rows = self.loader.order[(step - 1) % len(self.loader) * self.config.batch_size:][:self.config.batch_size].tolist()
-        return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; the last batch was scenes {rows}. The last good checkpoint is untouched. "
-                "Likely causes: a learning rate that is too high, a sigma that is too small, bfloat16, or images with broken values")
+@patch
+def _not_finite(self: _Run, step: int) -> str:
+    rows = self.loader.order[(step - 1) % len(self.loader) * self.config.batch_size:][:self.config.batch_size].tolist()
+    return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; the last batch was scenes {rows}. The last good checkpoint is untouched. "
+            "Likely causes: a learning rate that is too high, a sigma that is too small, bfloat16, or images with broken values")
 
-# %% ../nbs/17_training.ipynb #c018
+# %% ../nbs/17_training.ipynb #c020
 @patch
 def _log(self: _Run, step: int, begun: float, sums: dict[str, list[float]]) -> None:
     "A line with the means since the last one."
@@ -260,7 +264,7 @@ def _evaluate(self: _Run, step: int) -> dict[str, float]:
     self.record.append({"step": step, **found})
     return found
 
-# %% ../nbs/17_training.ipynb #c020
+# %% ../nbs/17_training.ipynb #c022
 def weights_folder() -> Path:
     "Where the shipped weights are."
     return Path(iodine_nb.__file__).parent.parent / "data" / "weights"
@@ -292,7 +296,7 @@ def begin_with(model: nn.Module, name: str | Path) -> dict:
     _load_weights(model, _open_tensors(path)[0], path)
     return {"weights": path.name, "sha256": file_hash(path)}
 
-# %% ../nbs/17_training.ipynb #c022
+# %% ../nbs/17_training.ipynb #c024
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
     record = Record(run)
