@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
+from fastcore.basics import patch
 
 from .core import Config
 from .decoder import DecoderConfig
@@ -59,11 +60,13 @@ class TrainingConfig(Config):
         if self.beta1 >= 1: raise ValueError(f"training.beta1: must be below 1, is {self.beta1}")
         if not 0 < self.learning_rate < 1: raise ValueError(f"training.learning_rate: must be between 0 and 1, is {self.learning_rate}")
 
-    def learning_rate_at(self, step: int) -> float:
-        "Warm-up, then exponential decay."
-        return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * self.decay ** (step / self.decay_steps)
+# %% ../nbs/15_presets.ipynb #c007
+@patch
+def learning_rate_at(self: TrainingConfig, step: int) -> float:
+    "Warm-up, then exponential decay."
+    return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * self.decay ** (step / self.decay_steps)
 
-# %% ../nbs/15_presets.ipynb #c008
+# %% ../nbs/15_presets.ipynb #c009
 @dataclass(frozen=True)
 class Preset(Config):
     "A model, how to train it, and what on."
@@ -81,7 +84,7 @@ def preset(name: str) -> Preset:
     if name not in PRESETS: raise ValueError(f"preset: must be one of {', '.join(PRESETS)}, is {name!r}")
     return PRESETS[name]
 
-# %% ../nbs/15_presets.ipynb #c010
+# %% ../nbs/15_presets.ipynb #c011
 _add("clevr6", "clevr_with_masks", IODINEConfig(), TrainingConfig())
 
 _small = dict(decoder=DecoderConfig((32, 32, 32, 32), 5), coordinates="cosine")
@@ -93,20 +96,20 @@ _add("tetrominoes", "tetrominoes",
      IODINEConfig((3, 35, 35), slots=4, latent=32, refinement=RefinementConfig((32, 32, 32), 5, mlp=(128,), lstm=0), **_small),
      TrainingConfig(batch_size=256, learning_rate=3e-4))
 
-# %% ../nbs/15_presets.ipynb #c012
+# %% ../nbs/15_presets.ipynb #c013
 RELEASED_CODE = dict(model__gradients="exact", model__likelihood="logistic", model__sigma=.03, model__prior_variance=math.log(2))
 PORT = dict(model__mixture="per_channel", model__means="sigmoid", model__variance="exp", model__weights="port", model__gradients="detached",
             model__mask_gradient="masks", model__normalisation="plain", model__refinement__update_from="cell",
             training__beta1=.9, training__learning_rate=3e-4, training__clip=1e9)
 
-# %% ../nbs/15_presets.ipynb #c014
+# %% ../nbs/15_presets.ipynb #c015
 _clevr64 = PRESETS["clevr6"].change(model__image=(3, 64, 64))
 _add("clevr6_64", "clevr_with_masks", _clevr64.model, _clevr64.training)
 _add("clevr6_64_coarse", "clevr_with_masks", _clevr64.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2), gradients="truncated"), _clevr64.training)
 _sprites = PRESETS["multi_dsprites"]
 _add("multi_dsprites_coarse", _sprites.data, _sprites.model.change(decoder=DecoderConfig((64, 64, 64, 32), 5, 2), gradients="truncated"), _sprites.training)
 
-# %% ../nbs/15_presets.ipynb #c016
+# %% ../nbs/15_presets.ipynb #c017
 _add("desk_start", "tetrominoes",
      IODINEConfig((3, 35, 35), slots=4, latent=32, iterations=3, sigma=.3, variance="exp", start="drawn", start_variance=.05, gradients="truncated",
                   decoder=DecoderConfig((64, 64, 64, 32), 5, 2), refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 256)),

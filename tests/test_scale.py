@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iodine_nb.core import write_json
@@ -67,19 +68,19 @@ def data(tmp_path): return scenes(tmp_path / "d.h5")
 def test_kill_minus_nine_thirty_times(tmp_path, data):
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["small"])
-    steps, checkpoint, kills = 4000, tmp_path / "killed/checkpoint.safetensors", 0
-    while kills < 30:
-        process = context.Process(target=train_alone, args=(tmp_path / "killed", data.path, steps))
+    checkpoint, stamp = tmp_path / "killed/checkpoint.safetensors", None
+    for kill in range(30):
+        process = context.Process(target=train_alone, args=(tmp_path / "killed", data.path, 1_000_000))
         process.start()
-        time.sleep(rng.uniform(.05, .5) + (2. if kills == 0 else 0))
-        if process.is_alive(): process.kill(); kills += 1
-        process.join(30)
-        if checkpoint.exists(): load_file(checkpoint)  # whole, whenever it was written
-        if process.exitcode == 0: break
-    assert kills >= 10, "the run ended before it could be killed often enough: make it longer"
-    reached = max(line["step"] for line in Record(tmp_path / "killed").log())
-    assert 0 < reached
-    end = reached + 10 if kills == 30 else steps
+        deadline = time.monotonic() + 60
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == stamp:  # until it has written one
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(.002)
+        time.sleep(rng.uniform(0, .15))
+        process.kill(); process.join(30)
+        stamp = checkpoint.stat().st_mtime_ns
+        load_file(checkpoint)  # whole, whenever it was killed
+    with safe_open(checkpoint, "pt") as f: end = int(f.metadata()["step"]) + 10
     for name in ("killed", "whole"):
         process = context.Process(target=train_alone, args=(tmp_path / name, data.path, end))
         process.start(); process.join(300)
