@@ -65,7 +65,8 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, data):
 def data(tmp_path): return scenes(tmp_path / "d.h5")
 
 
-def test_kill_minus_nine_thirty_times(tmp_path, data):
+def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # so that the fork server can import what its children run
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["small"])
     checkpoint, stamp = tmp_path / "killed/checkpoint.safetensors", None
