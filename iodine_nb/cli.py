@@ -45,7 +45,8 @@ def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str 
     """
     _generate(out, tetrominoes, scenes, seed, split, "tetrominoes", cell=cell)
 
-def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64) -> None:
+def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train",
+                        variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64) -> None:
     """Generate Multi-dSprites.
 
     Args:
@@ -76,7 +77,8 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
     """
     print(f"{out}: {import_published(file, out, name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())} scenes")
 
-def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None, size: tuple[int, int] | None = None, grey: bool = False, split: str = "train") -> None:
+def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None,
+                size: tuple[int, int] | None = None, grey: bool = False, split: str = "train") -> None:
     """Import a folder of pictures.
 
     Args:
@@ -113,7 +115,8 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], data: Path, run: P
     if weights: export_weights(run, weights, evaluate(model, test) if test else None)
 
 # %% ../nbs/19_cli.ipynb #c010
-def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None, out: Path | None = None) -> None:
+def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3,
+          slots: int | None = None, iterations: int | None = None, out: Path | None = None) -> None:
     """Score weights on a scene file.
 
     Args:

@@ -33,7 +33,8 @@ class Scenes:
 # %% ../nbs/01_core.ipynb #c006
 def _wrong_fields(s: Scenes):
     "Yield what is wrong with the scenes, one sentence per field."
-    for name, value, dtype, axes in (("image", s.image, np.uint8, "[N, H, W, C]"), ("mask", s.mask, np.uint8, "[N, H, W], entity indices"), ("visibility", s.visibility, np.bool_, "[N, E]")):
+    for name, value, dtype, axes in (("image", s.image, np.uint8, "[N, H, W, C]"), ("mask", s.mask, np.uint8, "[N, H, W], entity indices"),
+                                     ("visibility", s.visibility, np.bool_, "[N, E]")):
         if value.dtype != dtype or value.ndim != axes.split("]")[0].count(",") + 1:
             yield f"{name}: must be {dtype.__name__} {axes}, is {value.dtype} {list(value.shape)}"
             return
@@ -80,7 +81,8 @@ class Config:
     @classmethod
     def from_dict(cls, values, where: str = ""):
         "A configuration from a (JSON) dictionary; ValueError names an unknown or wrong field."
-        if not isinstance(values, dict): raise ValueError(f"{where or cls.__name__}: must be a table of fields, is {values!r}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{where or cls.__name__}: must be a table of fields, is {values!r}")
         hints = typing.get_type_hints(cls)
         for name in values.keys() - hints.keys():
             raise ValueError(f"{where}.{name}".lstrip(".") + f": no such field; {cls.__name__} has {', '.join(hints)}")
@@ -93,7 +95,8 @@ class Config:
             *path, last = name.split("__")
             inner = values
             for p in path: inner = inner.get(p) if isinstance(inner, dict) else None
-            if not isinstance(inner, dict) or last not in inner: raise ValueError(f"{name.replace('__', '.')}: no such field of {type(self).__name__}")
+            if not isinstance(inner, dict) or last not in inner:
+                raise ValueError(f"{name.replace('__', '.')}: no such field of {type(self).__name__}")
             inner[last] = value.to_dict() if isinstance(value, Config) else value
         return type(self).from_dict(values)
 

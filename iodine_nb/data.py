@@ -55,9 +55,11 @@ def _check_part(path, f: h5py.File, fields: dict[str, np.ndarray], count: int) -
     "All parts of a file have the same fields, and in each the same shape of a scene."
     if not count: return
     before = {k for k in ("image", "visibility", "mask") if k in f} | {f"factors/{k}" for k in f.get("factors", {})}
-    if other := sorted(before ^ fields.keys()): raise ValueError(f"{path}: {', '.join(other)}: not in all scenes; the scenes from {count} on have other fields than those before")
+    if other := sorted(before ^ fields.keys()):
+        raise ValueError(f"{path}: {', '.join(other)}: not in all scenes; the scenes from {count} on have other fields than those before")
     for k, v in fields.items():
-        if f[k].shape[1:] != v.shape[1:]: raise ValueError(f"{path}: {k}: the scenes from {count} on are {list(v.shape[1:])}, those before {list(f[k].shape[1:])}; all scenes of a file have one shape")
+        if f[k].shape[1:] != v.shape[1:]:
+            raise ValueError(f"{path}: {k}: the scenes from {count} on are {list(v.shape[1:])}, those before {list(f[k].shape[1:])}; all scenes of a file have one shape")
 
 def _append(f: h5py.File, field: str, value: np.ndarray, count: int) -> None:
     "Append rows to a dataset, made at the first call: chunks of a few images, lightly compressed."
@@ -76,10 +78,13 @@ class SceneFile:
         try: self.file = h5py.File(path)
         except OSError as e: raise ValueError(f"{path}: not a whole HDF5 file; it may be cut short, write or fetch it again ({e})") from None
         for field in ("image", "visibility"):
-            if field not in self.file: raise ValueError(f"{path}: has no dataset {field!r}; a scene file needs image and visibility (and mask, if known)")
+            if field not in self.file:
+                raise ValueError(f"{path}: has no dataset {field!r}; a scene file needs image and visibility (and mask, if known)")
         image, mask, seen = self.file["image"], self.file.get("mask"), self.file["visibility"]
-        if (version := self.file.attrs.get("format", FORMAT)) != FORMAT: raise ValueError(f"{path}: scene file format {version}, this version reads {FORMAT}")
-        if seen.ndim != 2 or seen.dtype != bool or len(seen) != len(image): raise ValueError(f"{path}: visibility must be bool [{len(image)}, entities], is {seen.dtype} {list(seen.shape)}")
+        if (version := self.file.attrs.get("format", FORMAT)) != FORMAT:
+            raise ValueError(f"{path}: scene file format {version}, this version reads {FORMAT}")
+        if seen.ndim != 2 or seen.dtype != bool or len(seen) != len(image):
+            raise ValueError(f"{path}: visibility must be bool [{len(image)}, entities], is {seen.dtype} {list(seen.shape)}")
         if image.ndim != 4 or image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
             raise ValueError(f"{path}: image must be uint8 [N, H, W, 1 or 3], is {image.dtype} {list(image.shape)}")
         if mask is not None and (mask.shape != image.shape[:3] or mask.dtype != np.uint8):
@@ -115,7 +120,8 @@ class Loader:
     def __init__(self, file: SceneFile, batch_size: int, seed: int = 0, device: str | torch.device = "cpu", limit: int | None = None,
                  memory: int = 8 << 30):  # bytes that images and masks may take; a larger file streams through a buffer of that size
         self.scenes = min(len(file), limit or len(file))
-        if self.scenes < batch_size: raise ValueError(f"{file.path}: has {self.scenes} scenes, fewer than a batch of {batch_size}")
+        if self.scenes < batch_size:
+            raise ValueError(f"{file.path}: has {self.scenes} scenes, fewer than a batch of {batch_size}")
         self.file, self.batch_size, self.seed, self.device = file, batch_size, seed, device
         fits = memory // (math.prod(file.shape) + math.prod(file.shape[1:]))  # scenes
         self.window = self.scenes if fits >= self.scenes else max(1, fits // batch_size) * batch_size
@@ -175,7 +181,8 @@ class Published:
 
 _SPRITE = dict(x=1, y=1, shape=1, orientation=1, scale=1)
 PUBLISHED = {
-    "clevr_with_masks": Published((240, 320, 3), 11, dict(x=1, y=1, z=1, rotation=1, pixel_coords=3, size=1, material=1, shape=1, color=1), ("size", "material", "shape", "color")),
+    "clevr_with_masks": Published((240, 320, 3), 11, dict(x=1, y=1, z=1, rotation=1, pixel_coords=3, size=1, material=1, shape=1, color=1),
+                                  ("size", "material", "shape", "color")),
     "multi_dsprites_binarized": Published((64, 64, 1), 4, _SPRITE | dict(color=1), entity_last=True),
     "multi_dsprites_colored_on_grayscale": Published((64, 64, 3), 6, _SPRITE | dict(color=3), entity_last=True),
     "multi_dsprites_colored_on_colored": Published((64, 64, 3), 5, _SPRITE | dict(color=3), entity_last=True),
@@ -205,7 +212,8 @@ def _floats(feature, name: str, count: int) -> Float[np.ndarray, "n"]:
 
 def index_mask(masks: UInt8[np.ndarray, "E H W"], backgrounds: int = 1) -> UInt8[np.ndarray, "H W"]:
     "Masks of 0 and 255, one an entity, to the index of the entity in each pixel."
-    if not np.isin(masks, (0, 255)).all(): raise ValueError(f"mask: values must be 0 or 255, found {sorted(set(masks.flat) - {0, 255})[:3]}; masks must not be resized with interpolation")
+    if not np.isin(masks, (0, 255)).all():
+        raise ValueError(f"mask: values must be 0 or 255, found {sorted(set(masks.flat) - {0, 255})[:3]}; masks must not be resized with interpolation")
     if ((masks > 0).sum(0) != 1).any(): raise ValueError("mask: every pixel must belong to exactly one entity")
     index = masks.argmax(0)
     return np.maximum(index - (backgrounds - 1), 0).astype(np.uint8)
@@ -304,7 +312,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 def _open(path: Path, mode: str | None) -> Image.Image:
     try:
         with Image.open(path) as im:
-            if im.mode.startswith(("I", "F")): raise ValueError(f"has more than 8 bits a channel (mode {im.mode}); save it with 8")
+            if im.mode.startswith(("I", "F")):
+                raise ValueError(f"has more than 8 bits a channel (mode {im.mode}); save it with 8")
             im = ImageOps.exif_transpose(im)  # turned as the camera was held
             return im.convert(mode) if mode else im
     except (OSError, ValueError, SyntaxError) as e: raise ValueError(f"{path}: not a picture that can be read ({e})") from None
@@ -320,7 +329,8 @@ def _fit(im: Image.Image, size: tuple[int, int] | None, nearest: bool) -> Image.
 
 def _read_mask(path: Path, size, shape: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     im = _open(path, None)
-    if im.mode not in ("L", "P", "1"): raise ValueError(f"{path}: a mask must have one channel (grey or palette), has mode {im.mode}")
+    if im.mode not in ("L", "P", "1"):
+        raise ValueError(f"{path}: a mask must have one channel (grey or palette), has mode {im.mode}")
     mask = np.asarray(_fit(im, size, nearest=True)).astype(np.uint8)
     if mask.shape != shape: raise ValueError(f"{path}: the mask is {list(mask.shape)}, its picture {list(shape)}")
     values = np.union1d([0], mask)
@@ -340,7 +350,8 @@ def _read_picture(path: Path, size, grey: bool, shape: tuple | None) -> UInt8[np
     "One picture, of the shape of the first."
     image = np.asarray(_fit(_open(path, "L" if grey else "RGB"), size, nearest=False))
     image = image[..., None] if grey else image
-    if shape and image.shape != shape: raise ValueError(f"{path}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
+    if shape and image.shape != shape:
+        raise ValueError(f"{path}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
     return image
 
 # %% ../nbs/04_data.ipynb #c037
@@ -351,7 +362,8 @@ def import_folder(folder: str | Path, out: str | Path,
                   split: str = "train", progress: bool = True, part: int = 256) -> int:
     "Import a folder of pictures into a scene file; return how many scenes it has."
     pictures, found = _by_name(folder), _by_name(masks) if masks else {}
-    if masks and (lost := [n for n in pictures if n not in found]): raise ValueError(f"{masks}: no mask for {pictures[lost[0]].name}")
+    if masks and (lost := [n for n in pictures if n not in found]):
+        raise ValueError(f"{masks}: no mask for {pictures[lost[0]].name}")
     first = _read_picture(next(iter(pictures.values())), size, grey, None).shape
     label = lambda name: _read_mask(found[name], size, first[:2]) if masks else np.zeros(first[:2], np.uint8)
     entities = 1 + max(int(label(name).max()) for name in pictures) if masks else 1

@@ -56,7 +56,8 @@ class DecoderConfig(Config):
         self.at_least(1, "channels", "kernel", of="decoder.")
         if not self.channels: raise ValueError("decoder.channels: at least one hidden layer is needed")
         if self.kernel % 2 == 0: raise ValueError(f"decoder.kernel: must be odd, is {self.kernel}")
-        if not 0 <= self.upsampling <= len(self.channels): raise ValueError(f"decoder.upsampling: must be 0 to {len(self.channels)}, as many layers follow the first, is {self.upsampling}")
+        if not 0 <= self.upsampling <= len(self.channels):
+            raise ValueError(f"decoder.upsampling: must be 0 to {len(self.channels)}, as many layers follow the first, is {self.upsampling}")
 
 # %% ../nbs/11_decoder.ipynb #c012
 class Decoder(nn.Module):

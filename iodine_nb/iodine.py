@@ -48,7 +48,8 @@ class IODINEConfig(Config):
     refinement: RefinementConfig = RefinementConfig()
 
     def __post_init__(self):
-        if len(self.image) != 3 or self.image[0] not in (1, 3) or min(self.image) < 1: raise ValueError(f"image: must be (channels, height, width) with 1 or 3 channels, is {self.image}")
+        if len(self.image) != 3 or self.image[0] not in (1, 3) or min(self.image) < 1:
+            raise ValueError(f"image: must be (channels, height, width) with 1 or 3 channels, is {self.image}")
         self.at_least(1, "slots", "latent", "iterations")
         for name in ("sigma", "prior_variance", "start_variance"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
@@ -224,7 +225,8 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
     "Refine λ for `iterations` steps (as in training if not said) and return what was known at t = 0…T."
     self.check_images(tuple(images.shape[1:]), "images")
     slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
-    if slots < 1 or steps < 0: raise ValueError(f"slots must be at least 1 and iterations at least 0, are {slots} and {steps}")
+    if slots < 1 or steps < 0:
+        raise ValueError(f"slots must be at least 1 and iterations at least 0, are {slots} and {steps}")
     λ, memory, evaluations = self.start(len(images), slots, generator).detach(), None, []
     for t in range(steps + 1):
         with torch.enable_grad():

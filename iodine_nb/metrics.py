@@ -67,9 +67,11 @@ def decomposition_scores(model, batch: Batch, generator: torch.Generator | None 
     scores = {} if batch.mask is None else segmentation_scores(batch.mask, last.segmentation)
     return scores | dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
 
-def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scenes: int = 320, score: Callable = decomposition_scores, **infer) -> dict[str, list[float]]:
+def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scenes: int = 320,
+             score: Callable = decomposition_scores, **infer) -> dict[str, list[float]]:
     "Mean scores over the first `scenes` scenes, one number a sampling seed."
-    if scenes < 1 or not len(seeds): raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
+    if scenes < 1 or not len(seeds):
+        raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
     if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
     device, result = next(model.parameters()).device, {}
     loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)

@@ -58,7 +58,8 @@ class TrainingConfig(Config):
         for name in ("decay", "clip"):
             if getattr(self, name) <= 0: raise ValueError(f"training.{name}: must be positive, is {getattr(self, name)}")
         if self.beta1 >= 1: raise ValueError(f"training.beta1: must be below 1, is {self.beta1}")
-        if not 0 < self.learning_rate < 1: raise ValueError(f"training.learning_rate: must be between 0 and 1, is {self.learning_rate}")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"training.learning_rate: must be between 0 and 1, is {self.learning_rate}")
 
 # %% ../nbs/15_presets.ipynb #c007
 @patch

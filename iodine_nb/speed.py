@@ -34,7 +34,8 @@ def refinement_operations(c: IODINEConfig) -> float:
     for out in c.refinement.channels:
         size = [(s + 1) // 2 for s in size]
         total, inputs = total + c.refinement.kernel**2 * inputs * out * math.prod(size), out
-    return total + sum(m.weight.numel() for m in model.refinement.modules() if isinstance(m, nn.Linear)) + sum(p.numel() for n, p in model.refinement.named_parameters() if "lstm.weight" in n)
+    linear = sum(m.weight.numel() for m in model.refinement.modules() if isinstance(m, nn.Linear))
+    return total + linear + sum(p.numel() for n, p in model.refinement.named_parameters() if "lstm.weight" in n)
 
 # %% ../nbs/44_speed.ipynb #c007
 PASSES = {"port": (5, 3), "exact": (4, 3), "truncated": (3, 3), "detached": (3, 3)}  # decoder passes: an iteration, the last one
@@ -103,4 +104,5 @@ def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int
     call = "import json, sys; from iodine_nb.speed import _measure; print(json.dumps(_measure(**json.load(sys.stdin))))"
     arguments = json.dumps(dict(config=c.to_dict(), mode=mode, batch=batch, steps=steps, threads=threads))
     found = json.loads(subprocess.run([sys.executable, "-c", call], input=arguments, capture_output=True, text=True, check=True).stdout)
-    return found | {"mode": mode, "batch": batch, "threads": threads, "images_per_second": batch / found["seconds"], "share_of_rate": batch * step_operations(c, mode) / found["seconds"] / found["rate"]}
+    return found | {"mode": mode, "batch": batch, "threads": threads,
+                    "images_per_second": batch / found["seconds"], "share_of_rate": batch * step_operations(c, mode) / found["seconds"] / found["rate"]}

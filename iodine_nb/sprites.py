@@ -73,7 +73,8 @@ def tetrominoes(n: int,  # scenes
                 grid: int = 7,  # the image is grid·cell pixels high and wide; published 7
                ) -> Scenes:
     "Tetrominoes scenes as published; factors: shape code, x (top row), y (left column), colour."
-    if n < 0 or cell < 1 or shapes < 1 or grid < 4: raise ValueError(f"tetrominoes: needs n ≥ 0, cell ≥ 1, shapes ≥ 1 and grid ≥ 4, got {n}, {cell}, {shapes} and {grid}")
+    if n < 0 or cell < 1 or shapes < 1 or grid < 4:
+        raise ValueError(f"tetrominoes: needs n ≥ 0, cell ≥ 1, shapes ≥ 1 and grid ≥ 4, got {n}, {cell}, {shapes} and {grid}")
     shape, corner, cells = _place(rng, n, shapes, cell, grid)
     colour = COLOURS[rng.integers(len(COLOURS), size=(n, shapes))]  # [n, S, 3]
     image, mask = _draw(cells, colour, cell, grid * cell)

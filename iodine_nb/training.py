@@ -56,7 +56,8 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     for name in sorted(own.keys() | weights.keys()):
         if name not in weights: raise ValueError(f"{path}: weights of another model: {name} is missing")
         if name not in own: raise ValueError(f"{path}: weights of another model: it has {name}, this model does not")
-        if own[name].shape != weights[name].shape: raise ValueError(f"{path}: weights of another model: {name} is {list(weights[name].shape)}, this model has {list(own[name].shape)}")
+        if own[name].shape != weights[name].shape:
+            raise ValueError(f"{path}: weights of another model: {name} is {list(weights[name].shape)}, this model has {list(own[name].shape)}")
     model.load_state_dict(weights)
 
 def difference(a, b, where: str = "") -> str | None:
@@ -178,7 +179,8 @@ def fit(model: nn.Module,
     record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
     if hasattr(model, "check_images"):
         for f in filter(None, (train, held_out)): model.check_images(f.shape, str(f.path))
-    if record.log() and not record.checkpoint.exists(): raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, which a new run would overwrite; choose another folder")
+    if record.log() and not record.checkpoint.exists():
+        raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, which a new run would overwrite; choose another folder")
     if config.batch_size % (parts := accelerator.num_processes * config.accumulate):
         raise ValueError(f"training.batch_size: {config.batch_size} images cannot be cut into {accelerator.num_processes} processes × {config.accumulate} pieces; take a multiple of {parts}")
     loader = Loader(train, config.batch_size, config.seed, accelerator.device)
@@ -251,7 +253,8 @@ def _not_finite(self: _Run, step: int) -> str:
 def _log(self: _Run, step: int, begun: float, sums: dict[str, list[float]]) -> None:
     "A line with the means since the last one."
     means = {k: float(f"{np.mean(v):.6g}") for k, v in sums.items()}
-    line = {"step": step, "seconds": round(time.monotonic() - begun, 1), **means, "learning_rate": self.config.learning_rate_at(step - 1), **_schedules(self.config, step - 1)}
+    line = {"step": step, "seconds": round(time.monotonic() - begun, 1), **means,
+            "learning_rate": self.config.learning_rate_at(step - 1), **_schedules(self.config, step - 1)}
     if self.accelerator.is_main_process: self.record.append(line)
 
 @patch
@@ -285,7 +288,8 @@ def load_model(name: str | Path) -> tuple[IODINE, dict]:
     "A model in evaluation mode and its card, by the name of shipped weights or the path of a .safetensors file."
     path = weights_path(name)
     card = read_json(path.with_suffix(".json"))
-    if "preset" not in card: raise ValueError(f"{path.with_suffix('.json')}: has no field 'preset', so the model cannot be built")
+    if "preset" not in card:
+        raise ValueError(f"{path.with_suffix('.json')}: has no field 'preset', so the model cannot be built")
     model = IODINE(Preset.from_dict(card["preset"]).model)
     _load_weights(model, _open_tensors(path)[0], path)
     return model.eval(), card
@@ -304,6 +308,7 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
     chosen = Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")})
     model = IODINE(chosen.model)
     _load_weights(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")}, record.checkpoint)
-    card = {"preset": chosen.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]), "seed": chosen.training.seed, "machine": config["machine"], "scores": scores or {}} | ({"initial": config["initial"]} if "initial" in config else {})
+    card = {"preset": chosen.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]),
+            "seed": chosen.training.seed, "machine": config["machine"], "scores": scores or {}} | ({"initial": config["initial"]} if "initial" in config else {})
     save_weights(path, model, card)
     return card
