@@ -112,11 +112,11 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], data: Path, run: P
     model, about = IODINE(preset.model), preset.to_dict()
     if initial: about |= {"initial": begin_with(model, initial)}
     fit(model, file, preset.training, run, test, describe=about, progress=sys.stderr.isatty())
-    if weights: export_weights(run, weights, evaluate(model, test) if test else None)
+    if weights: export_weights(run, weights, {"best_of_1": evaluate(model, test)} if test else None)
 
 # %% ../nbs/19_cli.ipynb #c010
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3,
-          slots: int | None = None, iterations: int | None = None, out: Path | None = None) -> None:
+          slots: int | None = None, iterations: int | None = None, restarts: int = 1, out: Path | None = None) -> None:
     """Score weights on a scene file.
 
     Args:
@@ -126,12 +126,13 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], 
         seeds: repeat with so many sampling seeds
         slots: as in training if not said
         iterations: as in training if not said
+        restarts: infer each image so many times and keep the run with the lowest loss
         out: write the scores as JSON too
     """
     model, _ = load_model(weights)
     file = SceneFile(data)
-    scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations)
-    print(f"{weights} on {data.name}: {min(scenes, len(file))} scenes, {seeds} sampling seeds\n{score_table(scores)}")
+    scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts)
+    print(f"{weights} on {data.name}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, best of {restarts}\n{score_table(scores)}")
     if out: write_json(out, scores)
 
 # %% ../nbs/19_cli.ipynb #c012

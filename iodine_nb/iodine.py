@@ -220,13 +220,8 @@ IODINE.compiled = ("decoder", "refinement")  # what torch.compile may take
 
 # %% ../nbs/14_iodine.ipynb #c029
 @patch
-def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None,
-          generator: torch.Generator | Noise | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
-    "Refine λ for `iterations` steps (as in training if not said) and return what was known at t = 0…T."
-    self.check_images(tuple(images.shape[1:]), "images")
-    slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
-    if slots < 1 or steps < 0:
-        raise ValueError(f"slots must be at least 1 and iterations at least 0, are {slots} and {steps}")
+def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: int, steps: int, generator, sigma_factor: float) -> list[Evaluation]:
+    "One run of the inference: evaluations at t = 0…steps."
     λ, memory, evaluations = self.start(len(images), slots, generator).detach(), None, []
     for t in range(steps + 1):
         with torch.enable_grad():
@@ -236,3 +231,22 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
         if t < steps:
             with torch.no_grad(): λ, memory = self.refine(images, e, g, memory)
     return evaluations
+
+# %% ../nbs/14_iodine.ipynb #c031
+def _choose(runs: list, best: Int[Tensor, "B"]):
+    "From several runs' tuples of tensors [B, …] (which may nest), those of the chosen run of each image."
+    rows = torch.arange(len(best), device=best.device)
+    return type(runs[0])(*(_choose(list(v), best) if isinstance(v[0], tuple) else torch.stack(v)[best, rows] for v in zip(*runs)))
+
+@patch
+def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None, restarts: int = 1,
+          generator: torch.Generator | Noise | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
+    "Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, in the best of `restarts` runs of each image."
+    self.check_images(tuple(images.shape[1:]), "images")
+    slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
+    if slots < 1 or steps < 0 or restarts < 1:
+        raise ValueError(f"slots and restarts must be at least 1 and iterations at least 0, are {slots}, {restarts} and {steps}")
+    runs = [self._refine_from_start(images, slots, steps, generator, sigma_factor) for _ in range(restarts)]
+    if restarts == 1: return runs[0]
+    best = torch.stack([run[-1].loss for run in runs]).argmin(0)
+    return [_choose(list(evaluations), best) for evaluations in zip(*runs)]

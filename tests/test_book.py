@@ -28,8 +28,9 @@ def test_settings_and_pyproject_agree():
 def test_desk_reaches_the_bar(tmp_path):
     save_scenes(tmp_path / "t.h5", tetrominoes(320, np.random.default_rng(31_415)), "tetrominoes", {})
     model, _ = load_model("desk")
-    scores = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2))
-    assert min(scores["ari_fg"]) >= .90, scores
+    single = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2))["ari_fg"]
+    best_of_3 = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2), restarts=3)["ari_fg"]
+    assert np.mean(single) >= .88 and min(best_of_3) >= .97, (single, best_of_3)
 
 
 def test_card_and_record_agree():
@@ -43,9 +44,11 @@ def test_card_and_record_agree():
 
 def test_readme_quotes_the_card():
     scores, readme = load_model("desk")[1]["scores"], (TOP / "README.md").read_text()
-    for name in ("ari_fg", "ari", "miou", "mse"):
-        mean = np.mean(scores[name])
-        assert (f"{mean:.4f}" if name == "mse" else f"{mean:.3f}") in readme, name
+    for runs, found in scores.items():
+        row = next(line for line in readme.splitlines() if line.startswith("| `desk`") and runs.replace("_", " ") in line)
+        for name in ("ari_fg", "ari", "miou", "mse"):
+            mean = np.mean(found[name])
+            assert (f"{mean:.4f}" if name == "mse" else f"{mean:.3f}") in row, (runs, name)
 
 
 def test_links_between_notebooks_lead_somewhere():
