@@ -6,9 +6,8 @@
 __all__ = ['COMMANDS', 'data_tetrominoes', 'data_multi_dsprites', 'data_published', 'data_folder', 'train', 'eval_', 'main']
 
 # %% ../nbs/19_cli.ipynb #c003
-import dataclasses, sys
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,9 +20,9 @@ from .core import default_device, write_json
 from .data import PUBLISHED, SceneFile, import_folder, import_published, save_scenes
 from .iodine import IODINE
 from .metrics import evaluate, score_table
-from .presets import PRESETS, Preset
+from .presets import PRESETS
 from .sprites import VARIANTS, multi_dsprites, tetrominoes
-from .training import begin_with, export_weights, fit, load_model, weights_folder
+from .training import begin_with, export_weights, fit, load_model
 
 # %% ../nbs/19_cli.ipynb #c005
 def _generate(out: Path, make: Callable, scenes: int, seed: int, split: str, name: str, **parameters) -> None:

@@ -7,7 +7,7 @@ __all__ = ['component_log_likelihood', 'Mixture', 'spatial_mixture', 'Posterior'
 
 # %% ../nbs/10_distributions.ipynb #c002
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F

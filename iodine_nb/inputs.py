@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .core import cosine_coordinates, linear_coordinates
-from .distributions import Mixture, spatial_mixture
+from .distributions import Mixture
 
 # %% ../nbs/12_inputs.ipynb #c005
 class State(NamedTuple):

@@ -7,7 +7,7 @@ __all__ = ['IODINEConfig', 'Evaluation', 'IODINE', 'loss_weights']
 
 # %% ../nbs/14_iodine.ipynb #c002
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import Config, Noise, normal, seeded
+from .core import Config, Noise, normal
 from .data import Batch
 from .decoder import Decoder, DecoderConfig
 from .distributions import Mixture, posterior, spatial_mixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from jaxtyping import Float
@@ -18,7 +17,6 @@ from torch import Tensor
 
 import iodine_nb
 from .core import whole_file
-from .data import Batch
 from .iodine import Evaluation
 from .training import Record
 

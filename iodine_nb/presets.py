@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'RELEASED_CODE', 'PORT', 'Ramp', 'TrainingConfig', 'Preset
 
 # %% ../nbs/15_presets.ipynb #c002
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import tyro
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .core import Config
 from .decoder import DecoderConfig
-from .iodine import IODINE, IODINEConfig
+from .iodine import IODINEConfig
 from .refinement import RefinementConfig
 
 # %% ../nbs/15_presets.ipynb #c005

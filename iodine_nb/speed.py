@@ -106,6 +106,7 @@ def _measure(config: dict, mode: str, batch: int, steps: int, threads: int) -> d
         times.append(time.perf_counter() - begun)
     return {"seconds": statistics.median(times[1:]), "memory": peak_memory() - idle, "whole_memory": peak_memory(), "rate": rate}
 
+# %% ../nbs/44_speed.ipynb #c016
 def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int = 2) -> dict[str, float]:
     "Median seconds of a training step, its peak memory in bytes, and the machine's matrix rate; `mode` is a gradient mode or `port`."
     call = "import json, sys; from iodine_nb.speed import _measure; print(json.dumps(_measure(**json.load(sys.stdin))))"

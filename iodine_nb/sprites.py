@@ -7,8 +7,6 @@ __all__ = ['CELL', 'TETROMINOES', 'COLOURS', 'SPRITES', 'VARIANTS', 'cell_image'
            'multi_dsprites']
 
 # %% ../nbs/02_sprites.ipynb #c002
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 

@@ -7,7 +7,7 @@ __all__ = ['save_checkpoint', 'difference', 'load_checkpoint', 'Record', 'machin
            'weights_folder', 'save_weights', 'weights_path', 'load_model', 'begin_with', 'export_weights']
 
 # %% ../nbs/17_training.ipynb #c002
-import contextlib, json, os, platform, signal, threading, time
+import contextlib, json, platform, signal, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from .core import Noise, default_device, file_hash, read_json, whole_file, write
 from .data import Loader, SceneFile
 from .iodine import IODINE
 from .metrics import decomposition_scores, evaluate
-from .presets import PRESETS, Preset, TrainingConfig
+from .presets import Preset, TrainingConfig
 
 # %% ../nbs/17_training.ipynb #c005
 def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict) -> None:

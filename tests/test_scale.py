@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from iodine_nb.core import write_json
 from iodine_nb.iodine import IODINE
-from iodine_nb.presets import Preset, preset
-from iodine_nb.training import Record, export_weights, load_model
+from iodine_nb.presets import Preset
+from iodine_nb.training import Record, load_model
 from small import ARGUMENTS, TINY, scenes, train, train_alone
 
 BIN = Path(sys.executable).parent
