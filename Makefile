@@ -1,18 +1,22 @@
-# make demo   see scenes taken apart          make lab    open the book
-# make test   everything that CI checks       make book   run every notebook and keep its outputs
+# make demo      see scenes taken apart             make lab    open the book
+# make explore   drag their pieces in a browser     make book   run every notebook and keep its outputs
+# make test      everything that CI checks
 PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 
-.PHONY: demo test lab book clean
+.PHONY: demo explore test lab book clean
 demo: .venv/ready
 	$(BIN)/python tests/run_notebooks.py --fresh nbs/05_first_look.ipynb
-	@echo "Figures: pics/decomposition.png pics/iterations.png pics/training.png.  Next: make lab, and open nbs/05_first_look.ipynb"
+	@echo "Figures: pics/decomposition.png pics/iterations.png pics/training.png.  Next: make explore; or make lab, and open nbs/05_first_look.ipynb"
 
 test: .venv/ready
 	$(BIN)/python tests/in_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --n_workers 2 --do_print --timing
 	$(BIN)/pytest
+
+explore: .venv/ready
+	$(BIN)/iodine-nb explore
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/00_contents.ipynb

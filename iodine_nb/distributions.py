@@ -45,9 +45,11 @@ class Mixture(NamedTuple):
 
 def _logsumexp_of_others(v: Float[Tensor, "B K *rest"]) -> Float[Tensor, "B K *rest"]:
     "For each slot, log Σ exp over all the other slots; the lowest value there is, if there is no other."
-    k = v.shape[1]
-    others = ~torch.eye(k, dtype=torch.bool, device=v.device).view(k, k, *[1] * (v.ndim - 2))
-    return v[:, None].masked_fill(~others, torch.finfo(v.dtype).min / 2).logsumexp(2)
+    top, place = v.max(1, keepdim=True)
+    is_top = torch.zeros_like(v, dtype=torch.bool).scatter(1, place, True)
+    rest = v.masked_fill(is_top, torch.finfo(v.dtype).min / 2).logsumexp(1, keepdim=True)  # what the largest must do without
+    ratio = (v - top).exp()  # the others keep the largest: of their sum, at least 1 remains
+    return torch.where(is_top, rest, top + (ratio.sum(1, keepdim=True) - ratio).clamp_min(1).log())
 
 # %% ../nbs/10_distributions.ipynb #c009
 def spatial_mixture(image: Float[Tensor, "B C H W"],

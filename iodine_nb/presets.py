@@ -8,15 +8,19 @@ __all__ = ['PRESETS', 'RELEASED_CODE', 'PORT', 'Ramp', 'TrainingConfig', 'Preset
 # %% ../nbs/15_presets.ipynb #c002
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import tyro
 from fastcore.basics import patch
 
-from .core import Config
+from .clevr import Look, clevr
+from .core import Config, default_device
+from .data import Generated
 from .decoder import DecoderConfig
 from .iodine import IODINEConfig
 from .refinement import RefinementConfig
+from .sprites import multi_dsprites, tetrominoes
 
 # %% ../nbs/15_presets.ipynb #c005
 @dataclass(frozen=True)
@@ -118,3 +122,20 @@ _add("desk_start", "tetrominoes",
                     precision="bfloat16", evaluate_every=1_000, checkpoint_every=500))
 _add("desk", "tetrominoes", PRESETS["desk_start"].model.change(iterations=5),
      TrainingConfig(steps=10_000, batch_size=16, learning_rate=4e-4, beta1=.9, warmup=200, decay_steps=10_000, precision="bfloat16", evaluate_every=1_000, checkpoint_every=500))
+
+# %% ../nbs/15_presets.ipynb #c019
+_start = PRESETS["desk_start"]
+_add("small", "tetrominoes",
+     _start.model.change(image=(3, 14, 14), decoder__upsampling=1, refinement__mlp=(128,), refinement__lstm=128),
+     _start.training.change(steps=6_000, warmup=200, kl_weight=Ramp(0., .16, 3_000), evaluate_every=500, checkpoint_every=1_000))
+
+# %% ../nbs/15_presets.ipynb #c022
+@patch
+def generated(self: Preset) -> Generated:
+    "An endless data set of the preset's kind and size; ValueError if there is no generator for it."
+    (_, h, w), name = self.model.image, self.data
+    if name == "tetrominoes" and h == w and h % 7 == 0: return Generated(partial(tetrominoes, cell=h // 7), "tetrominoes", cell=h // 7)
+    if name.startswith("multi_dsprites") and h == w:
+        return Generated(partial(multi_dsprites, variant=name[len("multi_dsprites_"):], size=h), "multi_dsprites", variant=name[len("multi_dsprites_"):], size=h)
+    if name == "clevr_with_masks": return Generated(partial(clevr, look=Look(size=(h, w)), device=default_device()), "clevr", size=[h, w])
+    raise ValueError(f"data: no generator makes {name!r} at {h}×{w}; give a scene file")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELL', 'TETROMINOES', 'COLOURS', 'SPRITES', 'VARIANTS', 'cell_image', 'shape_cells', 'tetrominoes', 'silhouettes',
-           'multi_dsprites']
+           'multi_dsprites', 'single_dsprites']
 
 # %% ../nbs/02_sprites.ipynb #c002
 import numpy as np
@@ -199,3 +199,11 @@ def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels, latti
     channels = 1 if variant == "binarized" else 3
     factors["color"] = (colour[..., 0] * seen) if channels == 1 else colour * seen[..., None]
     return Scenes(image[..., :channels], mask, seen, factors)
+
+# %% ../nbs/02_sprites.ipynb #c035
+def single_dsprites(n: int, rng: np.random.Generator, size: int = 28) -> Scenes:
+    "One binary sprite a picture; factors as above."
+    factors, _ = _draw_factors(rng, n, 1, 1, True)
+    where = silhouettes(*(factors[k][:, 0] for k in ("shape", "scale", "orientation", "x", "y")), size)
+    factors = {k: np.pad(v + (k == "shape"), ((0, 0), (1, 0))).astype(np.float32) for k, v in factors.items()}
+    return check_scenes(Scenes((where * 255).astype(np.uint8)[..., None], where.astype(np.uint8), np.ones((n, 2), bool), factors), "single_dsprites")

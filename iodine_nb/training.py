@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 import iodine_nb
 from .core import Noise, default_device, file_hash, read_json, whole_file, write_json
-from .data import Loader, SceneFile
+from .data import Generated, Loader, SceneFile, Stream
 from .iodine import IODINE
 from .metrics import decomposition_scores, evaluate
 from .presets import Preset, TrainingConfig
@@ -119,14 +119,14 @@ def _schedules(config: TrainingConfig, step: int) -> dict[str, float]:
     "The values of the ramps at this step, as arguments of the model's loss."
     return {"kl_weight": config.kl_weight.at(step), "sigma_factor": config.sigma_factor.at(step)}
 
-def _pieces(loader: Loader, config: TrainingConfig, accelerator: Accelerator, step: int):
+def _pieces(loader: Loader | Stream, config: TrainingConfig, accelerator: Accelerator, step: int):
     "This process's part of the step's batch, in pieces, each with its noise."
     parts = accelerator.num_processes * config.accumulate
     for i in range(accelerator.process_index, parts, accelerator.num_processes):
         rows = torch.arange(config.batch_size)[i::parts]
         yield loader.batch(step, i, parts), Noise((config.seed, step, 0), rows, config.batch_size, accelerator.device)
 
-def train_step(model, loader: Loader, optimiser, accelerator: Accelerator, config: TrainingConfig, step: int) -> dict[str, float]:
+def train_step(model, loader: Loader | Stream, optimiser, accelerator: Accelerator, config: TrainingConfig, step: int) -> dict[str, float]:
     "One optimiser step; the model's scalars over the global batch, the gradient norm, and whether the step was skipped."
     for group in optimiser.param_groups: group["lr"] = config.learning_rate_at(step)
     optimiser.zero_grad()
@@ -168,14 +168,14 @@ class _Stop:
 _MAY_CHANGE = ("steps", "accumulate", "compile", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every")  # without becoming another run
 
 def fit(model: nn.Module,
-        train: SceneFile,
+        train: SceneFile | Generated,
         config: TrainingConfig,
         run: str | Path,  # folder of the record; a checkpoint in it is resumed
         held_out: SceneFile | None = None,  # scored every `evaluate_every` steps
         score: Callable = decomposition_scores,
         describe: dict | None = None,  # the rest of the configuration, for the record: usually a preset's to_dict()
         progress: bool = True) -> Record:
-    "Train a model on a scene file until `config.steps`, resuming from the run's checkpoint if there is one."
+    "Train a model on a scene file, or on scenes generated as it goes, until `config.steps`, resuming from the run's checkpoint if there is one."
     record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
     if hasattr(model, "check_images"):
         for f in filter(None, (train, held_out)): model.check_images(f.shape, str(f.path))
@@ -183,8 +183,8 @@ def fit(model: nn.Module,
         raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, which a new run would overwrite; choose another folder")
     if config.batch_size % (parts := accelerator.num_processes * config.accumulate):
         raise ValueError(f"training.batch_size: {config.batch_size} images cannot be cut into {accelerator.num_processes} processes × {config.accumulate} pieces; take a multiple of {parts}")
-    loader = Loader(train, config.batch_size, config.seed, accelerator.device)
-    about = (describe or {}) | {"training": config.to_dict(), "data_file": train.attributes | {"scenes": len(train), "sha256": file_hash(train.path)}}
+    loader = train.loader(config.batch_size, config.seed, accelerator.device)
+    about = (describe or {}) | {"training": config.to_dict(), "data_file": train.describe()}
     same_run = about | {"training": {k: v for k, v in config.to_dict().items() if k not in _MAY_CHANGE}}
     if config.precision == "bfloat16" or accelerator.device.type == "cuda": model = model.to(memory_format=torch.channels_last)
     model = model.to(accelerator.device)
@@ -199,9 +199,12 @@ def fit(model: nn.Module,
 
 # %% ../nbs/17_training.ipynb #c017
 def compile_networks(model: nn.Module) -> None:
-    "torch.compile the networks that the model names in `compiled`; what cannot be compiled runs as it is."
+    "torch.compile the networks and functions that the model names in `compiled`; what cannot be compiled runs as it is."
     torch._dynamo.config.suppress_errors = True
-    for name in getattr(model, "compiled", ()): getattr(model, name).compile()
+    for name in getattr(model, "compiled", ()):
+        part = getattr(model, name)
+        if isinstance(part, nn.Module): part.compile()
+        else: setattr(model, name, torch.compile(part))
 
 # %% ../nbs/17_training.ipynb #c018
 @dataclass
@@ -209,7 +212,7 @@ class _Run:
     "What a run needs in every step."
     wrapped: nn.Module
     model: nn.Module
-    loader: Loader
+    loader: Loader | Stream
     optimiser: torch.optim.Optimizer
     accelerator: Accelerator
     config: TrainingConfig
@@ -244,7 +247,7 @@ def loop(self: _Run, step: int, progress: bool) -> Record:
 
 @patch
 def _not_finite(self: _Run, step: int) -> str:
-    rows = self.loader.order[(step - 1) % len(self.loader) * self.config.batch_size:][:self.config.batch_size].tolist()
+    rows = self.loader.rows(step - 1).tolist()
     return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; the last batch was scenes {rows}. The last good checkpoint is untouched. "
             "Likely causes: a learning rate that is too high, a sigma that is too small, bfloat16, or images with broken values")
 
@@ -259,12 +262,12 @@ def _log(self: _Run, step: int, begun: float, sums: dict[str, list[float]]) -> N
 
 @patch
 def _evaluate(self: _Run, step: int) -> dict[str, float]:
-    "Score held-out scenes, in the first process, and append a line to the log."
-    if not self.accelerator.is_main_process: return {}
+    "Score held-out scenes, shared by the processes; the first appends a line to the log."
     self.model.eval()
-    found = {k: float(f"{v[0]:.6g}") for k, v in evaluate(self.model, self.held_out, (0,), scenes=self.config.evaluate_scenes, score=self.score).items()}
+    scores = evaluate(self.model, self.held_out, (0,), scenes=self.config.evaluate_scenes, score=self.score, accelerator=self.accelerator)
     self.model.train()
-    self.record.append({"step": step, **found})
+    found = {k: float(f"{v[0]:.6g}") for k, v in scores.items()}
+    if self.accelerator.is_main_process: self.record.append({"step": step, **found})
     return found
 
 # %% ../nbs/17_training.ipynb #c022

@@ -20,9 +20,9 @@ def scenes(path, seed=0):
     return SceneFile(path)
 
 
-def train(run, data, steps, chosen=TINY):
+def train(run, data, steps, chosen=TINY, held_out=None):
     torch.manual_seed(0)
-    return fit(IODINE(chosen.model), data, chosen.training.change(steps=steps), run, describe=chosen.to_dict(), progress=False)
+    return fit(IODINE(chosen.model), data, chosen.training.change(steps=steps), run, held_out, describe=chosen.to_dict(), progress=False)
 
 
 def train_alone(run, data, steps):

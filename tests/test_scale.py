@@ -20,7 +20,7 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def job(processes, run, data, steps):
     "iodine-nb train under torchrun."
-    line = f"{BIN}/torchrun --standalone --no-python --nproc-per-node {processes} -- {BIN}/iodine-nb train --data {data.path} --run {run} desk {ARGUMENTS} --training.steps {steps}"
+    line = f"{BIN}/torchrun --standalone --no-python --nproc-per-node {processes} -- {BIN}/iodine-nb train --data {data.path} --held-out {data.path} --run {run} desk {ARGUMENTS} --training.steps {steps}"
     return subprocess.Popen(line.split(), env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
@@ -31,8 +31,10 @@ def finished(process):
 
 def test_two_processes_equal_one_and_resume_as_one(tmp_path, data):
     finished(job(2, tmp_path / "two", data, 6))
-    one = train(tmp_path / "one", data, 6)
-    assert [line["step"] for line in Record(tmp_path / "two").log()] == [2, 4, 6]  # one process wrote
+    one = train(tmp_path / "one", data, 6, held_out=data)
+    log = Record(tmp_path / "two").log()
+    assert [line["step"] for line in log] == [2, 4, 6, 6]  # one process wrote
+    for k, v in one.log()[-1].items(): assert log[-1][k] == pytest.approx(v, abs=1e-5), k  # the processes shared the scoring
     for steps in (6, 9):
         if steps == 9: one, _ = train(tmp_path / "one", data, 9), train(tmp_path / "two", data, 9)  # on with one process
         a, b = load_file(one.checkpoint), load_file(tmp_path / "two/checkpoint.safetensors")

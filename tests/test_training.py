@@ -97,6 +97,16 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, data):
     train(tmp_path / "a", data, 6)
 
 
+def test_generated_scenes_resume_like_a_file(tmp_path):
+    source = TINY.generated()
+    whole = train(tmp_path / "whole", source, 7)
+    train(tmp_path / "parts", source, 4)
+    parts = train(tmp_path / "parts", TINY.generated(), 7)
+    a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(ValueError, match="cell"): train(tmp_path / "parts", TINY.change(model__image=(3, 7, 7)).generated(), 9, TINY.change(model__image=(3, 7, 7)))
+
+
 def test_another_seed_gives_another_run(tmp_path, data):
     a, b = train(tmp_path / "a", data, 3), train(tmp_path / "b", data, 3, TINY.change(training__seed=1))
     assert a.log()[0]["nll"] != b.log()[0]["nll"]
