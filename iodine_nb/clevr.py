@@ -67,6 +67,7 @@ class Solids:
     def to(self, device) -> "Solids":
         return Solids(self.kind, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
 
+# %% ../nbs/03_clevr.ipynb #c010
 @patch
 def first_hit(self: Solids, origin: Float[Tensor, "n 3 #R"], direction: Float[Tensor, "n 3 R"]) -> tuple[Float[Tensor, "n R"], Int[Tensor, "n R"]]:
     "For every ray o + t d the t of the nearest surface, and whose it is: a place, E for the floor, E + 1 (t infinite) for none."
@@ -91,7 +92,7 @@ def hides(self: Solids, origin: Float[Tensor, "n 3 R"], direction: Float[Tensor,
         hidden[rows] |= enter(k, frame @ (origin[rows] - self.centre[rows, e, :, None]), frame @ direction[rows]) < 1
     return hidden
 
-# %% ../nbs/03_clevr.ipynb #c013
+# %% ../nbs/03_clevr.ipynb #c014
 @dataclass(frozen=True)
 class Look(Config):
     "How scenes are lit and photographed. Defaults: the published CLEVR, cropped as by Greff et al."
@@ -118,6 +119,7 @@ class Look(Config):
         self.at_least(0, "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
         if self.scale <= 0: raise ValueError(f"scale: must be positive, is {self.scale}")
 
+# %% ../nbs/03_clevr.ipynb #c015
 def _normalised(v: Tensor) -> Tensor: return v * (v * v).sum(1, keepdim=True).rsqrt()
 
 def camera_axes(position: Float[Tensor, "n 3"], target=(0., 0., 0.)) -> Float[Tensor, "n 3 3"]:
@@ -135,7 +137,7 @@ def camera_rays(look: Look, axes: Float[Tensor, "n 3 3"], per_pixel: int) -> Flo
     side = ((column - 160) / 160 * look.half_width).T[None, :, None, :].expand(per_pixel, per_pixel, h, w)
     return torch.einsum("nab,ar->nbr", axes, torch.stack([side, up, torch.ones_like(up)]).flatten(1))
 
-# %% ../nbs/03_clevr.ipynb #c017
+# %% ../nbs/03_clevr.ipynb #c019
 BEVEL = .08
 
 def _own_normal(kind: Int[Tensor, "M"], p: Float[Tensor, "M 3"]) -> Float[Tensor, "M 3"]:
@@ -160,7 +162,7 @@ def surface(self: Solids, place: Float[Tensor, "n 3 R"], which: Int[Tensor, "n R
     colour[n, :, r], metal[n, r] = self.colour[n, e], self.metal[n, e]
     return normal, colour, metal
 
-# %% ../nbs/03_clevr.ipynb #c019
+# %% ../nbs/03_clevr.ipynb #c021
 def lamp_points(look: Look, device="cpu") -> Float[Tensor, "lamps 2 R"]:
     "For every ray of a picture, a point in the unit disc of each lamp."
     s, (h, w) = look.supersampling, look.size
@@ -181,6 +183,7 @@ def _lit(solids: Solids, place, normal, lamp: Float[Tensor, "n 3"], points: Floa
     light = (normal * towards).sum(1).clamp_min(0) * square.rsqrt() * (lamp * lamp).sum(1, keepdim=True) / square
     return _normalised(lamp[..., None] - place), light.masked_fill(solids.hides(place + 1e-3 * normal, towards), 0)
 
+# %% ../nbs/03_clevr.ipynb #c022
 def _openness(solids: Solids, place, normal) -> Float[Tensor, "n R"]:
     "Share of the light from everywhere that reaches `place`."
     opened = torch.ones_like(place[:, 0])
@@ -192,7 +195,7 @@ def _openness(solids: Solids, place, normal) -> Float[Tensor, "n R"]:
         opened[rows] *= 1 - hidden.clamp_max(1)
     return opened
 
-# %% ../nbs/03_clevr.ipynb #c021
+# %% ../nbs/03_clevr.ipynb #c024
 _RUBBER, _METAL = (10., .35), (120., 14.)  # sharpness and strength of the highlight
 
 def shade(solids: Solids, origin, direction, look: Look, lamps: Float[Tensor, "n lamps 3"], strengths: Float[Tensor, "n lamps"], points: Float[Tensor, "#n lamps 2 R"], bounces: int = 1):
@@ -215,6 +218,7 @@ def shade(solids: Solids, origin, direction, look: Look, lamps: Float[Tensor, "n
     if bounces and metal.any(): radiance = _mirror(radiance, metal, solids, place + 1e-3 * normal, mirrored, 1.2 * colour, shine, look, lamps, strengths, points)
     return radiance, which
 
+# %% ../nbs/03_clevr.ipynb #c025
 def _mirror(radiance, metal, solids, place, mirrored, tint, shine, look, lamps, strengths, points):
     "The metal rays' radiance replaced by what their mirrored ray sees, tinted, and the highlight."
     most = int(metal.sum(1).max())
@@ -224,7 +228,7 @@ def _mirror(radiance, metal, solids, place, mirrored, tint, shine, look, lamps, 
     new = torch.where(pick(metal)[:, None], pick(tint) * found + (.5 + .5 * pick(tint)) * pick(shine)[:, None], pick(radiance))
     return radiance.scatter(2, rays[:, None].expand(-1, 3, -1), new)
 
-# %% ../nbs/03_clevr.ipynb #c023
+# %% ../nbs/03_clevr.ipynb #c027
 def _pixels(v: Float[Tensor, "n C R"], look: Look) -> Float[Tensor, "n C H W"]:
     return v.view(*v.shape[:2], look.supersampling**2, *look.size).mean(2)
 
@@ -248,7 +252,7 @@ def _srgb(linear: Tensor) -> Tensor:
     linear = linear.clamp(0, 1)
     return torch.where(linear < .0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - .055)
 
-# %% ../nbs/03_clevr.ipynb #c025
+# %% ../nbs/03_clevr.ipynb #c029
 SHAPES, MATERIALS, SIZES = ("cube", "sphere", "cylinder"), ("rubber", "metal"), {"large": .7, "small": .35}
 COLOURS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20), "brown": (129, 74, 25),
            "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}
@@ -276,7 +280,7 @@ def _place(rng, radius: np.ndarray, count: np.ndarray, directions: np.ndarray) -
         well[open_] = False
     return xy, well
 
-# %% ../nbs/03_clevr.ipynb #c027
+# %% ../nbs/03_clevr.ipynb #c031
 def _jittered(rng, n: int, places, by: float) -> Float[Tensor, "n *P 3"]:
     places = np.asarray(places)
     return torch.from_numpy((places + rng.uniform(-by, by, (n, *places.shape))).astype(np.float32))
@@ -300,7 +304,7 @@ def _attempt(rng, count: np.ndarray, most: int, look: Look):
     o["xy"], well = _place(rng, o["radius"], count, axes / np.linalg.norm(axes, axis=-1, keepdims=True))
     return o, eye, lamps, well
 
-# %% ../nbs/03_clevr.ipynb #c028
+# %% ../nbs/03_clevr.ipynb #c032
 _COARSE = Look(size=(120, 160), crop=(0., 240., 0., 320.))  # where visibility is counted, every fourth pixel of 320 × 240
 
 @torch.no_grad()
@@ -329,7 +333,7 @@ def _all_shown(solids: Solids, eye: Tensor) -> Bool[np.ndarray, "n"]:
     parts = [(_shown(solids[i:i + 64], eye[i:i + 64]).cpu().numpy() >= _VISIBLE) | (solids.kind[i:i + 64] < 0) for i in range(0, len(eye), 64)]
     return np.concatenate([p.all(1) for p in parts]) if parts else np.zeros(0, bool)
 
-# %% ../nbs/03_clevr.ipynb #c030
+# %% ../nbs/03_clevr.ipynb #c034
 def clevr(n: int,  # scenes
           rng: np.random.Generator,
           objects: tuple[int, int] = (3, 6),  # fewest and most; CLEVR6 3–6, CLEVR 3–10
@@ -353,13 +357,14 @@ def _some(n, rng, objects, look, device) -> Scenes:
 
 def _bytes(picture: Float[Tensor, "n C H W"]) -> UInt8[Tensor, "n H W C"]: return (picture * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
 
+# %% ../nbs/03_clevr.ipynb #c035
 def _pixel_coordinates(solids: Solids, eye) -> Float[np.ndarray, "n E 3"]:
     "Column, row and depth of the centres, in the picture of 320 × 240."
     side, up, depth = torch.einsum("nab,neb->ane", camera_axes(eye), solids.centre - eye[:, None]).cpu().numpy()
     scale = 160 / Look().half_width / depth
     return np.stack([160 + side * scale, 120 - up * scale, depth], -1)
 
-# %% ../nbs/03_clevr.ipynb #c046
+# %% ../nbs/03_clevr.ipynb #c051
 FAMILIES = ("animal", "human", "plane", "truck", "car")
 _BALL, _BOX, _ROD, _WHEEL = (0, None), (1, None), (2, None), (2, [0, 2, 1])  # a wheel is a cylinder whose axis is y
 
@@ -380,6 +385,7 @@ def _plane(u):
             (_BOX, (-long * .85, 0, high + .17), (.09, .02, u(.1, .18))), (_ROD, (long * .6, 0, high / 2), (.03, .03, high / 2))] + [
             (_WHEEL, (-.1, y * .15, .06), (.06, .04, .06)) for y in (-1, 1)] + [(_BALL, (back, y * span * .45, high - .05), (u(.1, .2), .06, .06)) for y in (-1, 1)]
 
+# %% ../nbs/03_clevr.ipynb #c052
 def _truck(u):
     long, wide, cab, high, wheel = u(.55, .8), u(.22, .3), u(.15, .25), u(.15, .4), u(.1, .15)
     wheels = [(_WHEEL, (x * long, y * wide, wheel), (wheel, .06, wheel)) for x in (-.7, -.35, .75) for y in (-1, 1)]
@@ -399,7 +405,7 @@ def toy(category: int, instance: int):
     frame = np.stack([(np.eye(3) if order is None else np.eye(3)[order]) / half[i, order or [0, 1, 2]][:, None] for i, ((_, order), _, _) in enumerate(parts)])
     return np.array([kind for (kind, _), _, _ in parts]), frame * reach, centre / reach
 
-# %% ../nbs/03_clevr.ipynb #c048
+# %% ../nbs/03_clevr.ipynb #c054
 INSTANCES = {"training": (4, 6, 7, 8, 9), "testing": (0, 1, 2, 3, 5)}  # which toys of a family are in which split
 NORB_FACTORS = {"category": 5, "instance": 10, "elevation": 9, "azimuth": 18, "lighting": 6}  # values of each; azimuth in steps of 20°
 _LAMPS = ((3., -3., 4.), (3., 3., 4.), (-2., -2., 4.), (1., 0., 6.))
@@ -419,6 +425,7 @@ def _turned_toys(category, instance, azimuth) -> Solids:
     to = lambda v: torch.from_numpy(v.astype(np.float32))
     return Solids(kind, to(frame @ turn.swapaxes(-1, -2)), to((turn @ centre[..., None])[..., 0]), torch.full((*kind.shape, 3), .45), torch.zeros(kind.shape, dtype=torch.bool))
 
+# %% ../nbs/03_clevr.ipynb #c055
 def norb(category, instance, elevation, azimuth, lighting,  # ints or int arrays [n]: 0–4, 0–9, 0–8, 0–17, 0–5
          size: int = 96, device: str | torch.device = "cpu") -> tuple[UInt8[np.ndarray, "n 2 H W"], Bool[np.ndarray, "n 2 H W"]]:
     "Stereo pairs of grey pictures of toys, and where the toy is in each."
@@ -431,12 +438,12 @@ def _some_norb(category, instance, elevation, azimuth, lighting, size, device):
     lamps = torch.tensor(look.lamps, device=device).expand(len(category), -1, -1)
     for side in (-3, 3):
         e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
-        eye = torch.from_numpy(np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1).astype(np.float32)) * 3.4 + torch.tensor([0., 0., .35])
+        eye = torch.from_numpy(np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1).astype(np.float32)) * 3.8 + torch.tensor([0., 0., .35])
         pairs.append(render(solids, look, eye.to(device), lamps, (0., 0., .35), torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device)))
     image = torch.stack([(p[:, 0] * 255).round().to(torch.uint8) for p, _ in pairs], 1)
     return image.cpu().numpy(), torch.stack([which < solids.kind.shape[1] for _, which in pairs], 1).cpu().numpy()
 
-# %% ../nbs/03_clevr.ipynb #c049
+# %% ../nbs/03_clevr.ipynb #c056
 def norb_grid(split: str) -> Int[np.ndarray, "24300 5"]:
     "All combinations of the factors in a split, in a shuffled order, as in the published files."
     if split not in INSTANCES: raise ValueError(f"split: must be training or testing, is {split!r}")

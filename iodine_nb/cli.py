@@ -50,6 +50,7 @@ def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str 
     """
     _generate(out, partial(tetrominoes, cell=cell), scenes, seed, split, "tetrominoes", cell=cell)
 
+# %% ../nbs/19_cli.ipynb #c006
 def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64,
                         saturation: tuple[float, float] = (.5, 1.), value: tuple[float, float] = (.5, 1.), grey: tuple[float, float] = (0., 1.),
                         visible: float = 30 / 64**2, lattice: bool = True) -> None:
@@ -71,6 +72,7 @@ def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: s
     how = dict(variant=variant, size=size, saturation=saturation, value=value, grey=grey, visible=visible, lattice=lattice)
     _generate(out, partial(multi_dsprites, **how), scenes, seed, split, "multi_dsprites", **how)
 
+# %% ../nbs/19_cli.ipynb #c007
 def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", size: int = 28) -> None:
     """Generate pictures of one white sprite on black, a stand-in for MNIST.
 
@@ -83,7 +85,7 @@ def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: 
     """
     _generate(out, partial(single_dsprites, size=size), scenes, seed, split, "single_dsprites", size=size)
 
-# %% ../nbs/19_cli.ipynb #c006
+# %% ../nbs/19_cli.ipynb #c008
 def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "train", objects: tuple[int, int] = (3, 6), look: Look = Look()) -> None:
     """Ray-trace CLEVR scenes, a stand-in for the published ones.
 
@@ -109,7 +111,7 @@ def data_norb(out: Path, scenes: int = 24_300, seed: int = 0, split: Literal["tr
     """
     _generate(out, partial(norb_scenes, split=split, size=size, device=default_device()), scenes, seed, split, "norb", 250, size=size)
 
-# %% ../nbs/19_cli.ipynb #c007
+# %% ../nbs/19_cli.ipynb #c009
 def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED], objects: int | None = None, at_least: int = 0,
                    size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None, split: str = "train") -> None:
     """Import a published TFRecord file.
@@ -127,6 +129,7 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
     """
     print(f"{out}: {import_published(file, out, name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())} scenes")
 
+# %% ../nbs/19_cli.ipynb #c010
 def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None,
                 size: tuple[int, int] | None = None, fit: Literal[*FITS] = "crop", grey: bool = False, split: str = "train") -> None:
     """Import a folder of pictures.
@@ -142,6 +145,7 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
     """
     print(f"{out}: {import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())} scenes")
 
+# %% ../nbs/19_cli.ipynb #c011
 def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None, factors: tuple[str, ...] = (),
                 size: tuple[int, int] | None = None, split: str = "train") -> None:
     """Import an .npz, or an HDF5 file of another layout.
@@ -157,6 +161,7 @@ def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: s
     """
     print(f"{out}: {import_arrays(file, out, image, mask, factors, size, split)} scenes")
 
+# %% ../nbs/19_cli.ipynb #c012
 def data_smallnorb(folder: tyro.conf.Positional[Path], out: Path, split: Literal["training", "testing"] = "training", camera: Literal["left", "right", "both"] = "left",
                    size: tuple[int, int] | None = None, scenes: int | None = None) -> None:
     """Import the published smallNORB files.
@@ -171,6 +176,7 @@ def data_smallnorb(folder: tyro.conf.Positional[Path], out: Path, split: Literal
     """
     print(f"{out}: {import_smallnorb(folder, out, split, camera, size, scenes)} scenes")
 
+# %% ../nbs/19_cli.ipynb #c013
 def data_idx(images: tyro.conf.Positional[Path], out: Path, labels: Path | None = None, size: tuple[int, int] | None = None, split: str = "train") -> None:
     """Import IDX files: MNIST and its kin.
 
@@ -183,7 +189,7 @@ def data_idx(images: tyro.conf.Positional[Path], out: Path, labels: Path | None 
     """
     print(f"{out}: {import_idx(images, out, labels, size, split)} scenes")
 
-# %% ../nbs/19_cli.ipynb #c008
+# %% ../nbs/19_cli.ipynb #c014
 def data_fetch(name: tyro.conf.Positional[Literal[*REMOTES]], folder: Path = Path("data/cache"), mirror: str | None = None) -> None:
     """Fetch the published files of a data set; the same command goes on where an earlier one stopped.
 
@@ -206,7 +212,7 @@ def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) ->
     print(describe(scenes))
     if sheet: print(save(plot_scenes(scenes[:16]), sheet.stem, sheet.absolute().parent))
 
-# %% ../nbs/19_cli.ipynb #c010
+# %% ../nbs/19_cli.ipynb #c016
 _Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, prefix_names=False)
 
 def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: Path | None = None, held_out: Path | None = None,
@@ -229,7 +235,7 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: P
     fit(model, file, preset.training, run, test, describe=about, progress=sys.stderr.isatty())
     if weights: export_weights(run, weights, {"best_of_1": evaluate(model, test)} if test else None)
 
-# %% ../nbs/19_cli.ipynb #c012
+# %% ../nbs/19_cli.ipynb #c018
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3,
           slots: int | None = None, iterations: int | None = None, restarts: int = 1, out: Path | None = None) -> None:
     """Score weights on a scene file.
@@ -250,7 +256,7 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], 
     print(f"{weights} on {data.name}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, best of {restarts}\n{score_table(scores)}")
     if out: write_json(out, scores)
 
-# %% ../nbs/19_cli.ipynb #c014
+# %% ../nbs/19_cli.ipynb #c020
 def page(weights: str, data: Path | None) -> str:
     "The notebook behind the page: one cell, as JSON. ValueError if weights and scenes do not fit."
     model, _ = load_model(weights)
@@ -263,6 +269,7 @@ def page(weights: str, data: Path | None) -> str:
     cell = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
     return json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, "title": "iodine_nb"}, "nbformat": 4, "nbformat_minor": 5})
 
+# %% ../nbs/19_cli.ipynb #c021
 def explore(weights: tyro.conf.Positional[str] = "desk", data: Path | None = None, ip: str = "127.0.0.1", port: int = 8866, browser: bool = True) -> None:
     """Explore scenes and latents in a web page.
 
@@ -291,7 +298,7 @@ def explore(weights: tyro.conf.Positional[str] = "desk", data: Path | None = Non
             server.wait()
     if code: raise OSError(f"the page's server ended with status {code}")
 
-# %% ../nbs/19_cli.ipynb #c017
+# %% ../nbs/19_cli.ipynb #c024
 COMMANDS = {"data": {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites, "single-dsprites": data_single_dsprites, "clevr": data_clevr, "norb": data_norb,
                      "fetch": data_fetch, "published": data_published, "smallnorb": data_smallnorb, "idx": data_idx, "folder": data_folder, "arrays": data_arrays,
                      "inspect": data_inspect},

@@ -13,6 +13,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from scipy.optimize import linear_sum_assignment
@@ -45,36 +46,38 @@ class Exploration:
         self.index = index
         self.open_image(Batch.of(self.scenes[index:index + 1]).image[0])
 
-    def open_image(self, image: Float[Tensor, "C H W"]) -> None:
-        "Take a picture apart."
-        self.model.check_images(tuple(image.shape), "picture")
-        self.image, steps = image, self.model.config.iterations
-        best = self.model.infer(image[None].expand(self.restarts, -1, -1, -1), iterations=2 * steps, generator=seeded(0))
-        run = best[steps].loss.argmin()  # at training's T, without looking at the truth
-        self.trace = [_row(e, run) for e in best]
-        self.start = posterior(self.trace[steps].λ[0], self.model.config.variance).mean
-        self.slot, self.past = self.trace[steps].kl[0].argmax().item(), []  # the slot that carries most
-        self._show(self.start, torch.ones(len(self.start), dtype=torch.bool))
+# %% ../nbs/41_explorer.ipynb #c006
+@patch
+def open_image(self: Exploration, image: Float[Tensor, "C H W"]) -> None:
+    "Take a picture apart."
+    self.model.check_images(tuple(image.shape), "picture")
+    self.image, steps = image, self.model.config.iterations
+    best = self.model.infer(image[None].expand(self.restarts, -1, -1, -1), iterations=2 * steps, generator=seeded(0))
+    run = best[steps].loss.argmin()  # at training's T, without looking at the truth
+    self.trace = [_row(e, run) for e in best]
+    self.start = posterior(self.trace[steps].λ[0], self.model.config.variance).mean
+    self.slot, self.past = self.trace[steps].kl[0].argmax().item(), []  # the slot that carries most
+    self._show(self.start, torch.ones(len(self.start), dtype=torch.bool))
 
-    @torch.no_grad()
-    def decode(self, z: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n 1 H W"]]:
-        "What these latents would paint, and where."
-        means, mask_logits = self.model.decoder(z[None])
-        return (means.sigmoid() if self.model.config.means == "sigmoid" else means)[0], mask_logits[0]
+@patch
+@torch.no_grad()
+def decode(self: Exploration, z: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n 1 H W"]]:
+    "What these latents would paint, and where."
+    means, mask_logits = self.model.decoder(z[None])
+    return (means.sigmoid() if self.model.config.means == "sigmoid" else means)[0], mask_logits[0]
 
-    def _show(self, z: Tensor, shown: Tensor) -> None:
-        "Decode all slots anew."
-        self.z, self.shown = z.clone(), shown.clone()
-        self.means, self.mask_logits = self.decode(self.z)
+@patch
+def _show(self: Exploration, z: Tensor, shown: Tensor) -> None:
+    "Decode all slots anew."
+    self.z, self.shown = z.clone(), shown.clone()
+    self.means, self.mask_logits = self.decode(self.z)
 
 def _row(e: Evaluation, i: Tensor) -> Evaluation:
     "One picture of a batch of evaluations."
     pick = lambda v: type(v)(*(pick(x) for x in v)) if isinstance(v, tuple) else v[i:i + 1]
     return pick(e)
 
-# %% ../nbs/41_explorer.ipynb #c007
-from fastcore.basics import patch
-
+# %% ../nbs/41_explorer.ipynb #c008
 @patch(as_prop=True)
 def masks(self: Exploration) -> Float[Tensor, "K 1 H W"]:
     "m of the slots that are shown; they sum to 1."
@@ -94,6 +97,7 @@ def remember(self: Exploration, what=None) -> None:
 def undo(self: Exploration) -> None:
     if self.past: self._show(*self.past.pop()[1:])
 
+# %% ../nbs/41_explorer.ipynb #c009
 @patch
 def reset(self: Exploration) -> None:
     "The scene as it was inferred."
@@ -113,7 +117,7 @@ def drag(self: Exploration, dimension: int, value: float) -> None:
     z = self.z[self.slot].clone(); z[dimension] = value
     self.put(self.slot, z, ("drag", self.slot, dimension))
 
-# %% ../nbs/41_explorer.ipynb #c008
+# %% ../nbs/41_explorer.ipynb #c010
 @patch
 def randomise(self: Exploration, generator: torch.Generator | None = None) -> None:
     "Draw the chosen slot's latent from the ranges."
@@ -138,6 +142,7 @@ def swap(self: Exploration, slot: int, other: "Exploration", theirs: int) -> Non
     mine = self.z[slot].clone()
     self.put(slot, other.z[theirs]); other.put(theirs, mine)
 
+# %% ../nbs/41_explorer.ipynb #c011
 @patch
 def partners(self: Exploration, other: "Exploration") -> list[int]:
     "For each slot here the slot there that it is blended with: the least total distance, in units of the latents' spread."
@@ -150,7 +155,7 @@ def blend(self: Exploration, other: "Exploration", amount: float) -> None:
     self.remember("blend")
     self._show((1 - amount) * self.start + amount * other.start[self.partners(other)], torch.ones_like(self.shown))
 
-# %% ../nbs/41_explorer.ipynb #c010
+# %% ../nbs/41_explorer.ipynb #c013
 @patch
 def seen(self: Exploration, t: int) -> dict[str, Tensor]:
     "The image-shaped inputs of f_φ at iteration t: name -> [K or 1, C, H, W]."
@@ -171,12 +176,12 @@ def picture_of(data: bytes, shape: tuple[int, int, int]) -> Float[Tensor, "C H W
     v = np.asarray(fit_picture(im, shape[1:])) / np.float32(255)
     return torch.from_numpy(v[..., None] if v.ndim == 2 else v).movedim(-1, 0).contiguous()
 
-# %% ../nbs/41_explorer.ipynb #c012
+# %% ../nbs/41_explorer.ipynb #c015
 def scenes_for(chosen: Preset, n: int = 64, seed: int = 7) -> Scenes:
     "Some generated scenes of the kind that a preset is made for."
     return chosen.generated().make(n, np.random.default_rng(seed))
 
-# %% ../nbs/41_explorer.ipynb #c017
+# %% ../nbs/41_explorer.ipynb #c020
 def png(image: Float[Tensor, "C H W"], size: int) -> bytes:
     "A picture in [0, 1] as PNG, enlarged to `size` pixels of height without smoothing."
     v = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).numpy()
@@ -202,7 +207,7 @@ def picture_table(rows: list[tuple[str, list[tuple[str, Tensor]]]], size: int) -
     cell = lambda caption, v: f"<td style='text-align:center;padding:1px 4px;font-size:11px;color:#555;line-height:1.2'>{caption}{'<br>' * bool(caption)}<img style='display:inline-block;vertical-align:top'  alt='{caption}' src='{data_url(v, size)}'></td>"
     return "<table>" + "".join(f"<tr><td style='font-size:11px;color:#555;padding-right:6px'>{name}</td>{''.join(cell(*c) for c in cells)}</tr>" for name, cells in rows) + "</table>"
 
-# %% ../nbs/41_explorer.ipynb #c018
+# %% ../nbs/41_explorer.ipynb #c021
 _SHOWN, _BIG, _THUMB = 8, 190, 84  # sliders at once; pixels
 
 def _image(name: str) -> widgets.Widget:
@@ -210,6 +215,7 @@ def _image(name: str) -> widgets.Widget:
     picture = widgets.Image(format="png", width=_BIG, height=_BIG, layout=widgets.Layout(margin="2px", object_fit="contain"))
     return picture, widgets.VBox([picture, widgets.HTML(f"<div style='text-align:center;font-size:12px;color:#555'>{name}</div>")])
 
+# %% ../nbs/41_explorer.ipynb #c022
 class Explorer:
     "The widgets around an Exploration; `box` is what to show."
     def __init__(self, x: Exploration):
@@ -238,7 +244,7 @@ class Explorer:
         button.on_click(click)
         return button
 
-# %% ../nbs/41_explorer.ipynb #c019
+# %% ../nbs/41_explorer.ipynb #c023
 @patch
 def _tabs(self: Explorer, k: int) -> None:
     "To the right: traverse, iterations, objects."
@@ -256,6 +262,7 @@ def _tabs(self: Explorer, k: int) -> None:
     objects = widgets.VBox([self.from_scene, self.other_view, self.theirs, widgets.HBox([copy, swap]), widgets.HTML("from this scene (0) to the other (1), slot by slot:"), self.amount])
     self.tabs = widgets.Tab([traverse, iterations, objects], titles=("Traverse", "Iterations", "Objects"), layout=widgets.Layout(width="560px"))
 
+# %% ../nbs/41_explorer.ipynb #c024
 @patch
 def _wire(self: Explorer) -> None:
     "What happens when something is moved."
@@ -274,6 +281,7 @@ def slid(self: Explorer, i: int, value: float) -> None:
     dimension = self.x.order[self.page.value + i]
     if abs(value - self.x.z[self.x.slot, dimension].item()) > .0051: self.act(lambda: self.x.drag(dimension, value), sliders=False)
 
+# %% ../nbs/41_explorer.ipynb #c025
 @patch
 def act(self: Explorer, change, *then, sliders: bool = True) -> None:
     "Do something to the exploration, draw again, and say how long that took; an error becomes a sentence."
@@ -294,7 +302,7 @@ def choose(self: Explorer, slot: int) -> None:
     def set_slot(): self.x.slot = slot
     self.act(set_slot)
 
-# %% ../nbs/41_explorer.ipynb #c020
+# %% ../nbs/41_explorer.ipynb #c026
 @patch
 def opened(self: Explorer) -> None:
     "Everything anew, for a scene that was just opened."
@@ -313,6 +321,7 @@ def draw(self: Explorer) -> None:
     common = f".iodine-slot {{width:{_THUMB}px!important; height:{_THUMB}px!important; background-size:cover!important; margin:4px; image-rendering:pixelated}}"
     self.style.value = f"<style>{common}{''.join(map(rule, range(len(x.z))))}</style>"
 
+# %% ../nbs/41_explorer.ipynb #c027
 @patch
 def show_sliders(self: Explorer) -> None:
     "Sliders at the chosen slot's values; a value beyond the usual range widens its slider."
@@ -337,6 +346,7 @@ def show_iteration(self: Explorer) -> None:
     beyond = " (beyond training)" if self.t.value > self.x.model.config.iterations else ""
     self.at_t.value = f"<div>t = {self.t.value}{beyond}: -log p(x|z) {-e.log_likelihood.item():.0f} nats, KL {sum(kl):.0f} nats</div>" + picture_table(rows, 48)
 
+# %% ../nbs/41_explorer.ipynb #c028
 @patch
 def show_other(self: Explorer) -> None:
     self.other_view.value = picture_table([("", [("other scene", self.twin.composed)] + [(f"slot {i}", m * v) for i, (m, v) in enumerate(zip(self.twin.masks, self.twin.means))])], 76)

@@ -133,6 +133,7 @@ def _columns(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool
         else: found |= {k if v.ndim == 1 else f"{k} {i}": (c, k in KINDS and v.ndim == 1) for i, c in enumerate(v.reshape(len(v), -1).T)}
     return {k: (c, kinds) for k, (c, kinds) in found.items() if len(np.unique(c)) > 1}
 
+# %% ../nbs/16_metrics.ipynb #c021
 def probe_factors(z: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0):
     "How well each factor is read from latents, and DCI: ({factor: scores}, importances [D, F], {disentanglement, completeness})."
     columns, scores, importance = _columns(factors), {}, []
@@ -155,6 +156,7 @@ def disentanglement(importance: Float[np.ndarray, "D F"]) -> dict[str, float]:
     c = 1 - entropy(share(importance), max(2, importance.shape[0]))
     return {"disentanglement": float((d * importance.sum(1)).sum() / importance.sum()), "completeness": float(c.mean())}
 
+# %% ../nbs/16_metrics.ipynb #c022
 def probe_table(scores: dict[str, dict]) -> str:
     "Scores of `probe_factors` as a Markdown table."
     rows = [f"| {k} | {'accuracy' if s['kinds'] else 'R²'} | {s['linear']:.2f} | {s['forest']:.2f} | {s['chance']:.2f} |" for k, s in scores.items()]

@@ -42,6 +42,7 @@ def _norb_header(path: Path, head: bytes) -> tuple[np.dtype, tuple[int, ...], in
     if min(shape := struct.unpack_from(f"<{ndim}i", head, 8)) < 0: raise ValueError(f"{path}: damaged header: dimensions {list(shape)}")
     return np.dtype(_MAGICS[magic]), shape, start
 
+# %% ../nbs/06_sources.ipynb #c006
 def read_norb_matrix(path: str | Path) -> np.ndarray:
     "A matrix in smallNORB's format: mapped from a plain file, read from a gzipped one."
     path = Path(path)
@@ -53,7 +54,7 @@ def read_norb_matrix(path: str | Path) -> np.ndarray:
     if have != need: raise ValueError(f"{path}: {have:,} bytes where {list(shape)} {dtype.name} needs {need:,}; damaged or cut short, fetch it again")
     return np.frombuffer(data, dtype, offset=start).reshape(shape) if zipped else np.memmap(path, dtype, "r", start, shape)
 
-# %% ../nbs/06_sources.ipynb #c006
+# %% ../nbs/06_sources.ipynb #c007
 def write_norb_matrix(path: str | Path, values: np.ndarray) -> None:
     "Write a matrix in smallNORB's format, gzipped if the name ends in .gz."
     magic = next((m for m, t in _MAGICS.items() if np.dtype(t) == values.dtype), None)
@@ -71,6 +72,7 @@ class SmallNORB:
 
     def __len__(self): return len(self.image)
 
+# %% ../nbs/06_sources.ipynb #c008
 def norb_file(folder: str | Path, split: str, kind: str) -> Path:
     "The published file of a kind (dat, cat, info), plain if it is there, else gzipped."
     if split not in INSTANCES: raise ValueError(f"split: must be training or testing, is {split!r}")
@@ -89,7 +91,7 @@ def read_smallnorb(folder: str | Path, split: str = "training") -> SmallNORB:
         if len(v) and not 0 <= v.min() <= v.max() < most: raise ValueError(f"{folder}: {split}: {name} must be 0 to {most - 1}, found {v.min()} to {v.max()}")
     return SmallNORB(dat, cat, info)
 
-# %% ../nbs/06_sources.ipynb #c011
+# %% ../nbs/06_sources.ipynb #c013
 def import_smallnorb(folder: str | Path, out: str | Path, split: str = "training",
                      camera: str = "left",  # or right, both: then factor `camera` says which
                      size: tuple[int, int] | None = None, count: int | None = None) -> int:
@@ -111,7 +113,7 @@ def _one_object(image: UInt8[np.ndarray, "N H W C"], factors: dict[str, np.ndarr
     return Scenes(np.ascontiguousarray(image), np.zeros(image.shape[:3], np.uint8), np.ones((n, 2), bool),
                   {k: np.pad(np.asarray(v)[:, None], ((0, 0), (1, 0))).astype(np.float32) for k, v in factors.items()})
 
-# %% ../nbs/06_sources.ipynb #c014
+# %% ../nbs/06_sources.ipynb #c016
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -135,7 +137,7 @@ def import_idx(images: str | Path, out: str | Path, labels: str | Path | None = 
     parts = (_one_object(image[i:i + 1000, :, :, None], {} if label is None else {"label": label[i:i + 1000]}) for i in range(0, len(image), 1000))
     return save_scenes(out, (crop_and_resize(p, None, size) for p in parts), Path(images).name.split("-")[0], {"file": Path(images).name, "sha256": file_hash(images)}, split, masks=False)
 
-# %% ../nbs/06_sources.ipynb #c017
+# %% ../nbs/06_sources.ipynb #c019
 class _Arrays:
     "The arrays of an .npz or HDF5 file by name, read in slices."
     def __init__(self, path: str | Path):
@@ -158,6 +160,7 @@ class _Arrays:
             except (ValueError, zlib.error, zipfile.BadZipFile, EOFError, OSError) as e: raise ValueError(f"{self.path}: {name}: cannot be read ({e})") from None
         return self.held[name]
 
+# %% ../nbs/06_sources.ipynb #c020
 def _as_image(v: np.ndarray, where: str, most: int) -> UInt8[np.ndarray, "n H W C"]:
     "Pictures with values from 0 to `most`, channels last, first or none, as bytes."
     if v.ndim == 3: v = v[..., None]
@@ -176,7 +179,7 @@ def _as_mask(v: np.ndarray, where: str, shape: tuple[int, ...]) -> UInt8[np.ndar
     if v.ndim != 4 or (v.shape[0], *v.shape[2:]) != shape: raise ValueError(f"{where}: must be {list(shape)}, or that with an axis of entities second or last, is {list(v.shape)}")
     return np.stack([index_mask((m > 0).astype(np.uint8) * 255) for m in v])
 
-# %% ../nbs/06_sources.ipynb #c018
+# %% ../nbs/06_sources.ipynb #c021
 def import_arrays(path: str | Path, out: str | Path,
                   image: str,  # name of the field with the pictures
                   mask: str | None = None,
@@ -203,13 +206,14 @@ def import_arrays(path: str | Path, out: str | Path,
             yield crop_and_resize(Scenes(x, m, seen, {n.rsplit("/", 1)[-1]: _as_factor(np.asarray(arrays[n][i]), entities, where(n)) for n in factors}), None, size)
     return save_scenes(out, parts(), Path(path).stem, {"file": Path(path).name, "sha256": file_hash(path), "image": image, "mask": mask}, split, masks=mask is not None)
 
+# %% ../nbs/06_sources.ipynb #c022
 def _as_factor(v: np.ndarray, entities: int, where: str) -> np.ndarray:
     "A factor with the entities as its second axis."
     if v.ndim == 1 and entities == 2: v = np.pad(v[:, None], ((0, 0), (1, 0)))
     if v.ndim not in (2, 3) or v.shape[1] != entities: raise ValueError(f"{where}: must be [N, {entities}] or [N, {entities}, d], the background first, is {list(v.shape)}")
     return v
 
-# %% ../nbs/06_sources.ipynb #c021
+# %% ../nbs/06_sources.ipynb #c025
 @dataclass(frozen=True)
 class Remote:
     "A published file."
@@ -232,7 +236,7 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
     **{f"mnist_{split}": tuple(Remote("https://storage.googleapis.com/cvdf-datasets/mnist/" + f, *about) for f, about in _MNIST.items() if f.startswith(begin)) for split, begin in (("train", "train"), ("test", "t10k"))},
 }
 
-# %% ../nbs/06_sources.ipynb #c022
+# %% ../nbs/06_sources.ipynb #c026
 def _receive(url: str, part: Path, bar: tqdm) -> int | None:
     "Add to `part` what one connection brings, from where it ends; the size of the whole file, if the server says it."
     have = part.stat().st_size if part.exists() else 0
@@ -246,6 +250,7 @@ def _receive(url: str, part: Path, bar: tqdm) -> int | None:
             while block := answer.read1(1 << 20): f.write(block); bar.update(len(block))
     return whole
 
+# %% ../nbs/06_sources.ipynb #c027
 def _download(remote: Remote, url: str, part: Path, progress: bool, patience: float) -> None:
     "Connect until the file is whole; give up after five connections in a row that brought nothing."
     size, idle = remote.size, 0
@@ -268,7 +273,7 @@ def _download(remote: Remote, url: str, part: Path, progress: bool, patience: fl
             if idle >= 5: raise ValueError(f"{url}: ends after {now:,} of {size:,} bytes, again and again; what has come so far is kept, the same command goes on")
             time.sleep(patience)
 
-# %% ../nbs/06_sources.ipynb #c023
+# %% ../nbs/06_sources.ipynb #c028
 def _check(path: Path, remote: Remote, url: str) -> str:
     "The file's SHA-256, if it is what it should be."
     size, found = path.stat().st_size, file_hash(path)
@@ -288,6 +293,7 @@ def _broken_gzip(path: Path) -> str | None:
             while f.read(1 << 22): pass
     except (EOFError, OSError, zlib.error) as e: return str(e)
 
+# %% ../nbs/06_sources.ipynb #c029
 def fetch(name: str, folder: str | Path, mirror: str | None = None,  # address of a folder that holds the same file names
           progress: bool = True, patience: float = 1.) -> dict[Path, str]:
     "Fetch the files of a published data set into a folder, going on where an earlier try stopped; their paths and SHA-256."
@@ -305,7 +311,7 @@ def fetch(name: str, folder: str | Path, mirror: str | None = None,  # address o
         else: got[path] = file_hash(path)
     return got
 
-# %% ../nbs/06_sources.ipynb #c029
+# %% ../nbs/06_sources.ipynb #c035
 @dataclass
 class Statistics:
     "What is in a scene file."
@@ -329,6 +335,7 @@ def statistics(file: SceneFile, part: int = 1000) -> Statistics:
         area.append(pixels[said & (pixels > 0)] / math.prod(file.shape[1:]))
     return Statistics(np.concatenate(objects), np.concatenate(area) if area else np.zeros(0), unseen, unsaid, colour / len(file) / math.prod(file.shape[1:]))
 
+# %% ../nbs/06_sources.ipynb #c036
 def describe(file: SceneFile) -> str:
     "A page about a scene file."
     s, a, (c, h, w) = statistics(file), file.attributes, file.shape
@@ -341,7 +348,7 @@ def describe(file: SceneFile) -> str:
     lines += [f"  factor     {k:14s}{str(list(v.shape[1:])):10s}{v[:1000].min():g} to {v[:1000].max():g}" for k, v in file.file.get("factors", {}).items()]
     return "\n".join(lines)
 
-# %% ../nbs/06_sources.ipynb #c031
+# %% ../nbs/06_sources.ipynb #c038
 def other_kind(path: str | Path) -> str | None:
     "What a file is that is not a scene file, and how to import it; None if it may be a scene file."
     path = Path(path)

@@ -97,6 +97,7 @@ def peak_memory(device: str = "cpu") -> int:
     if status.exists(): return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
+# %% ../nbs/44_speed.ipynb #c016
 def _measure(config: dict, mode: str, batch: int, steps: int, threads: int, device: str, precision: str, compiled: bool) -> dict[str, float]:
     "In a process of its own: median seconds of a step after the first ones, peak memory above the idle model's, matrix rate."
     torch.set_num_threads(threads)
@@ -117,7 +118,7 @@ def _step(model: IODINE, images: Batch, mode: str, precision: str, generator: to
         if mode == "port": port_step(model, images, generator)
         else: model.loss(images, generator=generator)["loss"].backward()
 
-# %% ../nbs/44_speed.ipynb #c016
+# %% ../nbs/44_speed.ipynb #c017
 def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int = 2,
             device: str = "cpu",  # or cuda
             precision: str = "float32",  # or bfloat16
