@@ -438,7 +438,7 @@ def _some_norb(category, instance, elevation, azimuth, lighting, size, device):
     lamps = torch.tensor(look.lamps, device=device).expand(len(category), -1, -1)
     for side in (-3, 3):
         e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
-        eye = torch.from_numpy(np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1).astype(np.float32)) * 3.8 + torch.tensor([0., 0., .35])
+        eye = torch.from_numpy(np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1).astype(np.float32)) * 4. + torch.tensor([0., 0., .35])
         pairs.append(render(solids, look, eye.to(device), lamps, (0., 0., .35), torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device)))
     image = torch.stack([(p[:, 0] * 255).round().to(torch.uint8) for p, _ in pairs], 1)
     return image.cpu().numpy(), torch.stack([which < solids.kind.shape[1] for _, which in pairs], 1).cpu().numpy()
