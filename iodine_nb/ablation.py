@@ -85,7 +85,7 @@ def final_scores(ablation: Ablation, quantity: str = "ari_fg", last: int = 3) ->
 
 def arms_table(ablation: Ablation, quantities: dict[str, str] | None = None, last: int = 3) -> str:
     "A Markdown table: a row an arm; mean and range over its runs at the end of training."
-    quantities = quantities or {"ari_fg": "ARI-FG", "mse": "MSE", "kl": "KL"}
+    quantities = quantities or {"ari_fg": "ARI-FG, held out", "held_out_mse": "MSE, held out", "kl": "KL, training"}
     columns = {q: final_scores(ablation, q, last) for q in quantities}
     cell = lambda v: f"{np.mean(v):.4g} ({min(v):.4g} – {max(v):.4g})"
     rows = [f"| {arm} | {len(records)} | " + " | ".join(cell(columns[q][arm]) for q in quantities) + " |" for arm, records in ablation.records().items()]

@@ -104,8 +104,11 @@ class Record:
         return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        "Steps and values of one logged quantity, such as nll or ari_fg."
-        points = [(line["step"], line[name]) for line in self.log() if name in line]
+        "Steps and values of one logged quantity, such as nll, ari_fg, or held_out_mse where training logs an mse too."
+        scored, name = name.startswith("held_out_"), name.removeprefix("held_out_")
+        lines = [line for line in self.log() if name in line]
+        trained = [line for line in lines if "seconds" in line]  # lines of training say how long it took
+        points = [(line["step"], line[name]) for line in ([line for line in lines if line not in trained] if scored else trained or lines)]
         return np.array([p[0] for p in points]), np.array([p[1] for p in points])
 
 # %% ../nbs/17_training.ipynb #c010
