@@ -117,7 +117,8 @@ class Look(Config):
         if len(self.strengths) != len(self.lamps): raise ValueError(f"strengths: must be {len(self.lamps)}, one a lamp, are {len(self.strengths)}")
         self.at_least(1, "supersampling")
         self.at_least(0, "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
-        if self.scale <= 0: raise ValueError(f"scale: must be positive, is {self.scale}")
+        for name in ("scale", "half_width"):
+            if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
 
 # %% ../nbs/03_clevr.ipynb #c015
 def _normalised(v: Tensor) -> Tensor: return v * (v * v).sum(1, keepdim=True).rsqrt()
@@ -316,6 +317,7 @@ def _shown(solids: Solids, eye: Tensor) -> Int[Tensor, "n E"]:
 def draw(n: int, rng: np.random.Generator, objects: tuple[int, int], look: Look, device="cpu"):
     "Objects, solids, cameras, lamps and counts of n scenes that keep all rules."
     fewest, most = objects
+    if not 0 <= fewest <= most <= 100 or most < 1: raise ValueError(f"objects: must be fewest and most, from 0 to 100, are {objects}")
     count = rng.integers(fewest, most + 1, n)
     o, eye, lamps, again = None, None, None, np.arange(n)
     for _ in range(1000):

@@ -285,7 +285,7 @@ def explore(weights: tyro.conf.Positional[str] = "desk", data: Path | None = Non
     with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((ip, port))
-        except OSError as e: raise ValueError(f"port: cannot listen on {ip}, port {port} ({e.strerror or e}); give another one") from None
+        except (OSError, OverflowError) as e: raise ValueError(f"port: cannot listen on {ip}, port {port} ({getattr(e, 'strerror', None) or e}); give another one") from None
     with tempfile.TemporaryDirectory() as folder:
         (notebook := Path(folder) / "explorer.ipynb").write_text(text)
         options = ["--no-browser"] * (not browser) + [f"--token={token}"] * bool(token)

@@ -297,6 +297,7 @@ def _broken_gzip(path: Path) -> str | None:
 def fetch(name: str, folder: str | Path, mirror: str | None = None,  # address of a folder that holds the same file names
           progress: bool = True, patience: float = 1.) -> dict[Path, str]:
     "Fetch the files of a published data set into a folder, going on where an earlier try stopped; their paths and SHA-256."
+    if mirror and not mirror.startswith(("http://", "https://")): raise ValueError(f"mirror: must begin with http:// or https://, is {mirror!r}")
     if name not in REMOTES: raise ValueError(f"name: must be one of {', '.join(REMOTES)}, is {name!r}")
     got = {}
     for remote in REMOTES[name]:

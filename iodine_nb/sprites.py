@@ -181,6 +181,7 @@ def multi_dsprites(n: int,  # scenes
                    lattice: bool = True,  # positions on dSprites' 32 × 32 places; False: anywhere between
                   ) -> Scenes:
     "Multi-dSprites scenes; factors as in the published files: shape (1–3), scale, orientation, x, y, color."
+    if size < 1: raise ValueError(f"multi_dsprites: size must be at least 1, is {size}")
     if variant not in VARIANTS: raise ValueError(f"multi_dsprites: variant must be {', '.join(VARIANTS)}, is {variant!r}")
     parts = [_some_dsprites(min(1000, n - i), rng, variant, size, saturation, value, grey, visible * size**2, lattice) for i in range(0, max(n, 1), 1000)]
     join = lambda *v: np.concatenate(v)
@@ -203,6 +204,7 @@ def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels, latti
 # %% ../nbs/02_sprites.ipynb #c035
 def single_dsprites(n: int, rng: np.random.Generator, size: int = 28) -> Scenes:
     "One binary sprite a picture; factors as above."
+    if size < 1: raise ValueError(f"single_dsprites: size must be at least 1, is {size}")
     factors, _ = _draw_factors(rng, n, 1, 1, True)
     where = silhouettes(*(factors[k][:, 0] for k in ("shape", "scale", "orientation", "x", "y")), size)
     factors = {k: np.pad(v + (k == "shape"), ((0, 0), (1, 0))).astype(np.float32) for k, v in factors.items()}

@@ -92,12 +92,14 @@ def test_metal_mirrors_and_rubber_does_not():
     assert change(True) > .01 > change(False)
 
 
-@pytest.mark.parametrize("wrong, said", [(dict(size=(64,)), "size"), (dict(crop=(5., 1., 0., 9.)), "crop"), (dict(strengths=(1.,)), "strengths"), (dict(supersampling=0), "supersampling"), (dict(scale=0.), "scale")])
+@pytest.mark.parametrize("wrong, said", [(dict(size=(64,)), "size"), (dict(crop=(5., 1., 0., 9.)), "crop"), (dict(strengths=(1.,)), "strengths"), (dict(supersampling=0), "supersampling"), (dict(scale=0.), "scale"), (dict(half_width=-1.), "half_width")])
 def test_a_wrong_look_names_the_field(wrong, said):
     with pytest.raises(ValueError, match=said): Look().change(**wrong)
 
 
 def test_too_many_objects_are_refused():
+    for wrong in ((6, 3), (-1, 2), (0, 0), (3, 300)):
+        with pytest.raises(ValueError, match="objects: must be"): clevr(1, np.random.default_rng(0), wrong, Look(size=(4, 4)))
     with pytest.raises(ValueError, match="objects"): clevr(1, np.random.default_rng(0), (60, 60), Look(size=(4, 4)))
 
 
