@@ -149,13 +149,14 @@ class Loader:
         if isinstance(index, Tensor): index = index.to(self.image.device)
         return Batch(self.image[index].float() / 255, None if self.mask is None else self.mask[index])
 
-    def in_order(self) -> Iterator[Batch]:
-        "All scenes once, in the file's order, the last batch maybe smaller."
-        for start in range(0, self.scenes, self.batch_size):
-            self._hold(window := start // self.window)
-            yield self.take(slice(start - window * self.window, start - window * self.window + self.batch_size))
-
 # %% ../nbs/04_data.ipynb #c015
+@patch
+def in_order(self: Loader) -> Iterator[Batch]:
+    "All scenes once, in the file's order, the last batch maybe smaller."
+    for start in range(0, self.scenes, self.batch_size):
+        self._hold(window := start // self.window)
+        yield self.take(slice(start - window * self.window, start - window * self.window + self.batch_size))
+
 @patch
 def _epoch_order(self: Loader, epoch: int) -> Int[Tensor, "N"]:
     "All scenes in a random order; of a file that streams, window by window, the windows in a random order too."
