@@ -71,12 +71,15 @@ def run_arm(ablation: Ablation, arm: str, seed: int, held_out: Path) -> None:
     fit(IODINE(chosen.model), chosen.generated(), chosen.training, ablation.record(arm, seed).path, SceneFile(held_out), describe=chosen.to_dict(), progress=False)
 
 def run(ablation: Ablation, held_out: Path, processes: int = 1, arms: list[str] | None = None) -> None:
-    "Train all arms (or some) with all seeds, as far as they are not finished."
+    "Train all arms (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends the run at hand with a checkpoint, and the rest."
     held_out_scenes(ablation.base, held_out)
     jobs = [(ablation, arm, seed, held_out) for seed in ablation.seeds for arm in (arms or ablation.arms) if not ablation.finished(arm, seed)]
-    if processes == 1 or len(jobs) < 2: [run_arm(*job) for job in jobs]
-    else:
+    if processes > 1 and len(jobs) > 1:
         with multiprocessing.get_context("spawn").Pool(processes) as pool: pool.starmap(run_arm, jobs, chunksize=1)
+        return
+    for job in jobs:
+        run_arm(*job)
+        if not ablation.finished(*job[1:3]): return  # somebody asked for the end
 
 # %% ../nbs/29_ablation.ipynb #c010
 def final_scores(ablation: Ablation, quantity: str = "ari_fg", last: int = 3) -> dict[str, list[float]]:

@@ -1,0 +1,50 @@
+"""Ablations: what is finished is read, what is not goes on, and an end that was asked for is the end."""
+import os, signal
+
+import pytest
+
+from iodine_nb import ablation as module
+from iodine_nb.ablation import ARMS, Ablation, final_scores, run, small
+from small import TINY
+
+TINY = TINY.change(training__steps=4, training__evaluate_every=2, training__evaluate_scenes=4)
+
+
+def test_a_stop_ends_all_arms_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    ask = Ablation(tmp_path / "runs", TINY, {"a": {}, "b": dict(model__sigma=.2)}, (0,))
+    fit = module.fit
+    def stopped(model, source, *rest, **named):
+        batch = source.make
+        def make(n, rng):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return batch(n, rng)
+        source.make = make
+        return fit(model, source, *rest, **named)
+    monkeypatch.setattr(module, "fit", stopped)
+    run(ask, tmp_path / "test.h5")
+    assert not ask.finished("a", 0) and ask.record("a", 0).log() == [] and not ask.record("b", 0).path.exists()
+    assert ask.record("a", 0).checkpoint.exists()
+    monkeypatch.undo()
+    run(ask, tmp_path / "test.h5")
+    assert all(ask.finished(arm, 0) for arm in "ab") and len(final_scores(ask)["b"]) == 1
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    ask = Ablation(tmp_path / "two", TINY, {"a": {}}, (0, 1))
+    run(ask, tmp_path / "test.h5", processes=2)
+    one = Ablation(tmp_path / "one", TINY, {"a": {}}, (0, 1))
+    run(one, tmp_path / "test.h5")
+    for seed in (0, 1):
+        a, b = (x.record("a", seed).curve("nll")[1] for x in (ask, one))
+        assert a == pytest.approx(b, rel=1e-4) and len(a)
+
+
+def test_the_arms_of_the_log_are_configurations_and_differ():
+    texts = [str(small(arm).preset(arm, 0).to_dict()) for arm in ARMS]
+    assert len(set(texts)) == len(ARMS)
+
+
+def test_the_committed_records_are_of_their_arms():
+    for arm in ARMS:
+        for seed in (0, 1, 2): small(arm).finished(arm, seed)  # ValueError, if a record is of another configuration
+    assert {arm: len(r) for arm, r in small("base", "relu", "no normalisation").records().items()} == {"base": 3, "relu": 3, "no normalisation": 3}
