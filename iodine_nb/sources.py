@@ -183,7 +183,7 @@ def _as_mask(v: np.ndarray, where: str, shape: tuple[int, ...]) -> UInt8[np.ndar
 def import_arrays(path: str | Path, out: str | Path,
                   image: str,  # name of the field with the pictures
                   mask: str | None = None,
-                  factors: tuple[str, ...] = (),  # fields [N, E] or [N, E, d] with the background first, or [N] for pictures of one thing
+                  factors: tuple[str, ...] = (),  # fields [N, E] or [N, E, d] with the background first, or [N] or [N, d] for pictures of one thing
                   size: tuple[int, int] | None = None, split: str = "train", part: int = 512) -> int:
     "Import an .npz, or an HDF5 file of another layout, into a scene file; return how many scenes it has."
     arrays = _Arrays(path)
@@ -209,7 +209,7 @@ def import_arrays(path: str | Path, out: str | Path,
 # %% ../nbs/06_sources.ipynb #c022
 def _as_factor(v: np.ndarray, entities: int, where: str) -> np.ndarray:
     "A factor with the entities as its second axis."
-    if v.ndim == 1 and entities == 2: v = np.pad(v[:, None], ((0, 0), (1, 0)))
+    if entities == 2 and (v.ndim == 1 or v.ndim == 2 and v.shape[1] != 2): v = np.pad(v[:, None], ((0, 0), (1, 0)) + ((0, 0),) * (v.ndim - 1))  # of the one thing
     if v.ndim not in (2, 3) or v.shape[1] != entities: raise ValueError(f"{where}: must be [N, {entities}] or [N, {entities}, d], the background first, is {list(v.shape)}")
     return v
 
