@@ -73,15 +73,16 @@ def check_inputs(names) -> tuple[str, ...]:
 # %% ../nbs/12_inputs.ipynb #c011
 class RefinementInputs(nn.Module):
     "The selected rows of the table, computed from a State: one image-shaped tensor and one flat one."
-    def __init__(self, names, image: tuple[int, int, int], latent: int, coordinates: str = "linear", normalisation: str = "affine"):
+    def __init__(self, names, image: tuple[int, int, int], latent: int, coordinates: str = "linear", normalisation: str = "affine", flat: str = "joined"):
         super().__init__()
-        self.names, (c, h, w) = check_inputs(names), image
+        self.names, (c, h, w), self.broadcast = check_inputs(names), image, flat == "broadcast"
         place = linear_coordinates(h, w) if coordinates == "linear" else cosine_coordinates(h, w)
         self.register_buffer("coordinates", place, persistent=False)
         self.size = {n: {"C": c, "1": 1, "P": len(place), "L": 2 * latent}[INPUTS[n].shape.split()[2]] for n in self.names}
         self.norm = nn.ModuleDict({n: _normalisation(self.size[n], normalisation, INPUTS[n].flat) for n in self.names if INPUTS[n].normalised})
         self.channels = sum(s for n, s in self.size.items() if not INPUTS[n].flat)
         self.flat = sum(s for n, s in self.size.items() if INPUTS[n].flat)
+        if self.broadcast: self.channels, self.flat = self.channels + self.flat, 0
 
     def one(self, name: str, s: State) -> Tensor:
         "The input called `name`, cut and normalised as the table says: [B, K or 1, …]."
@@ -94,5 +95,6 @@ class RefinementInputs(nn.Module):
         b, k = s.λ.shape[:2]
         row = lambda n: self.one(n, s).expand(b, k, *[-1] * (1 if INPUTS[n].flat else 3)).flatten(0, 1)
         spatial = torch.cat([row(n) for n in self.names if not INPUTS[n].flat], 1)
-        flat = [row(n) for n in self.names if INPUTS[n].flat]
-        return spatial, torch.cat(flat, 1) if flat else spatial.new_zeros(b * k, 0)
+        flat = torch.cat([spatial.new_zeros(b * k, 0)] + [row(n) for n in self.names if INPUTS[n].flat], 1)
+        if not self.broadcast: return spatial, flat
+        return torch.cat([spatial, flat[..., None, None].expand(-1, -1, *spatial.shape[2:])], 1), flat[:, :0]

@@ -41,6 +41,7 @@ class IODINEConfig(Config):
     weights: Literal["linear", "port", "last"] = "linear"  # w_t = t/T, (t+1)/(T+1), or the last only
     gradients: Literal["exact", "truncated", "detached"] = "exact"  # published; truncated: one decoder pass an iteration less
     inputs: tuple[str, ...] = ALL_INPUTS  # rows of the table in 12_inputs
+    flat_inputs: Literal["joined", "broadcast"] = "joined"  # λ and ∇λ: after the convolutions, or as constant channels
     coordinates: Literal["linear", "cosine"] = "linear"  # those of f_φ
     normalisation: Literal["affine", "plain", "none"] = "affine"  # LayerNorm of the inputs marked so
     mask_gradient: Literal["logits", "masks"] = "logits"  # with respect to what
@@ -92,7 +93,7 @@ class IODINE(nn.Module):
         super().__init__()
         self.config = c = config
         self.decoder = Decoder(c.decoder, c.latent, c.image)
-        self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation)
+        self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation, c.flat_inputs)
         self.refinement = Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
         variance = math.log(c.start_variance) if c.variance == "exp" else math.log(math.expm1(c.start_variance))
         start = torch.cat([torch.zeros(c.latent), torch.full((c.latent,), variance)])

@@ -82,8 +82,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
 # %% ../nbs/17_training.ipynb #c009
 class Record:
     "The folder of a run."
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, until: int | None = None):
+        self.path, self.until = Path(path), until  # until: lines of later steps are not read
 
     @property
     def checkpoint(self) -> Path: return self.path / "checkpoint.safetensors"
@@ -101,7 +101,8 @@ class Record:
     def log(self) -> list[dict]:
         "The lines of the log; a last line cut short by a kill is left out."
         if not (file := self.path / "log.jsonl").exists(): return []
-        return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return lines if self.until is None else [line for line in lines if line["step"] <= self.until]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         "Steps and values of one logged quantity, such as nll, ari_fg, or held_out_mse where training logs an mse too."
