@@ -18,7 +18,7 @@ from .clevr import Look, clevr
 from .core import Config, default_device
 from .data import Generated
 from .decoder import DecoderConfig
-from .iodine import IODINEConfig
+from .iodine import IODINE, IODINEConfig
 from .refinement import RefinementConfig
 from .sprites import multi_dsprites, tetrominoes
 
@@ -79,6 +79,10 @@ class Preset(Config):
     data: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""  # the data set it is made for
     model: IODINEConfig = IODINEConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def build(self) -> IODINE:
+        "A new model, with weights from torch's own random numbers."
+        return IODINE(self.model)
 
 PRESETS: dict[str, Preset] = {}
 

@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 import iodine_nb
 from .core import Noise, default_device, file_hash, read_json, whole_file, write_json
 from .data import Generated, Loader, SceneFile, Stream
-from .iodine import IODINE
 from .metrics import decomposition_scores, evaluate
 from .presets import Preset, TrainingConfig
 
@@ -291,13 +290,13 @@ def weights_path(name: str | Path) -> Path:
     if path.is_file(): return path
     raise ValueError(f"{name}: no such weights; shipped are {', '.join(sorted(p.stem for p in weights_folder().glob('*.safetensors'))) or 'none'}; or give the path of a .safetensors file")
 
-def load_model(name: str | Path) -> tuple[IODINE, dict]:
+def load_model(name: str | Path, kind: type = Preset) -> tuple[nn.Module, dict]:
     "A model in evaluation mode and its card, by the name of shipped weights or the path of a .safetensors file."
     path = weights_path(name)
     card = read_json(path.with_suffix(".json"))
     if "preset" not in card:
         raise ValueError(f"{path.with_suffix('.json')}: has no field 'preset', so the model cannot be built")
-    model = IODINE(Preset.from_dict(card["preset"]).model)
+    model = kind.from_dict(card["preset"]).build()
     _load_weights(model, _open_tensors(path)[0], path)
     return model.eval(), card
 
@@ -308,12 +307,12 @@ def begin_with(model: nn.Module, name: str | Path) -> dict:
     return {"weights": path.name, "sha256": file_hash(path)}
 
 # %% ../nbs/17_training.ipynb #c024
-def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
+def export_weights(run: str | Path, path: str | Path, scores: dict | None = None, kind: type = Preset) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
     record = Record(run)
     config, (tensors, header) = read_json(record.path / "config.json"), _open_tensors(record.checkpoint)
-    chosen = Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")})
-    model = IODINE(chosen.model)
+    chosen = kind.from_dict({k: config[k] for k in ("name", "data", "model", "training")})
+    model = chosen.build()
     _load_weights(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")}, record.checkpoint)
     card = {"preset": chosen.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]),
             "seed": chosen.training.seed, "machine": config["machine"], "scores": scores or {}} | ({"initial": config["initial"]} if "initial" in config else {})
