@@ -148,9 +148,9 @@ def refine(self: IterativeModel, x: Float[Tensor, "B C H W"], e: Estimate) -> Fl
 
 # %% ../nbs/21_iterative.ipynb #c019
 @patch
-def step(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"], generator, keep_graph: bool = False) -> Estimate:
+def step(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"], generator, keep_graph: bool = False, samples: int | None = None) -> Estimate:
     "An estimate of the loss at λ with its gradient."
-    noise = normal(generator, len(x), self.config.samples, self.config.latent, device=x.device)
+    noise = normal(generator, len(x), samples or self.config.samples, self.config.latent, device=x.device)
     with torch.enable_grad():
         e = self.estimate(x, leaf := λ.detach().requires_grad_(), noise)
         gradient, = torch.autograd.grad(-e.elbo.sum(), leaf, retain_graph=keep_graph)
@@ -188,14 +188,15 @@ def infer(self: IterativeModel, images: Float[Tensor, "B C H W"], iterations: in
     return [e._replace(nll=e.nll.detach(), kl=e.kl.detach(), pixels=e.pixels.detach(), errors=e.errors.detach(), λ=e.λ.detach()) for e in trace]
 
 def optimise(model: IterativeModel, images: Float[Tensor, "B C H W"], steps: int, learning_rate: float, method: Literal["sgd", "adam"] = "adam",
-             start: Float[Tensor, "B P"] | None = None, generator: torch.Generator | Noise | None = None) -> list[Estimate]:
+             start: Float[Tensor, "B P"] | None = None, samples: int | None = None,  # a step; of training, if not said
+             generator: torch.Generator | Noise | None = None) -> list[Estimate]:
     "The same by an optimiser on λ, one λ an image, from the prior or from `start`."
     x = binarise(images, generator)
     λ = (model.start(x) if start is None else start).clone().requires_grad_()
     optimiser = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[method]([λ], learning_rate)
     trace = []
     for t in range(steps + 1):
-        e = model.step(x, λ, generator)
+        e = model.step(x, λ, generator, samples=samples)
         trace.append(e._replace(**{k: v.detach().clone() for k, v in e._asdict().items()}))
         λ.grad = e.gradient
         if t < steps: optimiser.step()
@@ -230,6 +231,7 @@ ITERATIVE = {p.name: p for p in (
     IterativePreset("iterative", model=IterativeConfig(), training=_published),
     IterativePreset("vae", model=IterativeConfig().change(**_encoder), training=_published),
     IterativePreset("iterative_desk", model=_small.change(hidden=(256, 256), iterations=5, samples=4), training=_desk),
+    IterativePreset("iterative_blind", model=_small.change(hidden=(256, 256), iterations=5, samples=4, inputs=("gradients", "posterior")), training=_desk),
     IterativePreset("vae_desk", model=_small.change(hidden=(256, 256), **_encoder), training=_desk),
     IterativePreset("iterative_plane", model=_small.change(latent=2, iterations=5, samples=4), training=_desk),
     IterativePreset("iterative_small", model=_small, training=_desk.change(steps=1_500, decay_steps=3_000, log_every=250, evaluate_every=250)))}
