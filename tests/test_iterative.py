@@ -77,7 +77,7 @@ def test_what_an_image_gets_does_not_depend_on_its_neighbours():
     assert torch.allclose(m.estimate(x, λ, noise).elbo, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["iterative_desk", "vae_desk", "iterative_plane"])
+@pytest.mark.parametrize("name", ["iterative_desk", "iterative_blind", "vae_desk", "iterative_plane"])
 def test_the_shipped_weights_are_what_their_cards_say(name):
     model, card = load_model(name, IterativePreset)
     x = Batch.of(single_dsprites(320, np.random.default_rng(1))).image  # what held-out files are made from
