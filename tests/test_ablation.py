@@ -39,6 +39,19 @@ def test_two_processes_train_what_one_does(tmp_path):
         assert a == pytest.approx(b, rel=1e-4) and len(a)
 
 
+def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
+    long = Ablation(tmp_path / "runs", TINY, {"a": {}}, (0,))
+    run(long, tmp_path / "test.h5")
+    short = Ablation(long.folder, TINY.change(training__steps=2), long.arms, long.seeds)
+    whole, part = (x.record("a", 0).curve("nll") for x in (long, short))
+    assert short.finished("a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0] and whole[0].tolist() == [2, 4]
+    before = (long.record("a", 0).path / "log.jsonl").read_bytes()
+    run(short, tmp_path / "test.h5")  # nothing to do, and nothing lost
+    assert (long.record("a", 0).path / "log.jsonl").read_bytes() == before
+    run(Ablation(long.folder, TINY.change(training__steps=6), long.arms, long.seeds), tmp_path / "test.h5")  # goes on
+    assert long.record("a", 0).curve("nll")[1].tolist() == whole[1].tolist()
+
+
 def test_the_arms_of_the_log_are_configurations_and_differ():
     texts = [str(small(arm).preset(arm, 0).to_dict()) for arm in ARMS]
     assert len(set(texts)) == len(ARMS)
@@ -47,4 +60,6 @@ def test_the_arms_of_the_log_are_configurations_and_differ():
 def test_the_committed_records_are_of_their_arms():
     for arm in ARMS:
         for seed in (0, 1, 2): small(arm).finished(arm, seed)  # ValueError, if a record is of another configuration
-    assert {arm: len(r) for arm, r in small("base", "relu", "no normalisation").records().items()} == {"base": 3, "relu": 3, "no normalisation": 3}
+    assert {len(r) for r in small("base", "relu", "gated", "no normalisation", "image and gradients").records().values()} == {3}
+    half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start", "no warm-up", "T = 1", "sigmoid means", "port")
+    assert {arm: len(r) for arm, r in small(*half, steps=3_000).records().items()} == {arm: 3 for arm in half}

@@ -14,7 +14,7 @@ options = st.fixed_dictionaries(dict(
     image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4), iterations=st.integers(1, 3),
     likelihood=st.sampled_from(["gaussian", "logistic"]), mixture=st.sampled_from(["joint", "per_channel"]), means=st.sampled_from(["unbounded", "sigmoid"]),
     variance=st.sampled_from(["softplus", "exp"]), start=st.sampled_from(["shared", "per_slot", "drawn"]), weights=st.sampled_from(["linear", "port", "last"]),
-    coordinates=st.sampled_from(["linear", "cosine"]), normalisation=st.sampled_from(["affine", "plain", "none"]), mask_gradient=st.sampled_from(["logits", "masks"]),
+    flat_inputs=st.sampled_from(["joined", "broadcast"]), coordinates=st.sampled_from(["linear", "cosine"]), normalisation=st.sampled_from(["affine", "plain", "none"]), mask_gradient=st.sampled_from(["logits", "masks"]),
     inputs=st.sets(st.sampled_from(list(INPUTS)), min_size=1).map(lambda s: tuple(s | {"image"})),
     decoder=st.builds(DecoderConfig, channels=st.just((5, 4)), kernel=st.sampled_from([1, 3, 5]), upsampling=st.integers(0, 2), activation=st.sampled_from(["elu", "tanh"])),
     refinement=st.builds(RefinementConfig, channels=st.just((4, 5)), kernel=st.sampled_from([3, 5]), pooling=st.sampled_from(["average", "flatten"]), mlp=st.sampled_from([(), (6,)]),
