@@ -9,34 +9,27 @@ __all__ = ['COMMANDS', 'data_tetrominoes', 'data_multi_dsprites', 'data_single_d
 
 # %% ../nbs/19_cli.ipynb #c003
 import importlib.util, json, secrets, socket, subprocess, sys, tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
 from .clevr import Look, clevr, norb_scenes
 from .core import default_device, write_json
-from .data import FITS, PUBLISHED, SceneFile, import_folder, import_published, save_scenes
+from .data import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
 from .iodine import IODINE
 from .metrics import evaluate, score_table
 from .plots import plot_scenes, save
-from .presets import PRESETS
+from .presets import PRESETS, Preset, held_out_scenes
 from .sources import REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb, other_kind
 from .sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
 from .training import begin_with, export_weights, fit, load_model
 
 # %% ../nbs/19_cli.ipynb #c005
-def _generate(out: Path, make: Callable, scenes: int, seed: int, split: str, name: str, part: int = 1000, **parameters) -> None:
-    "Generate a scene file, some scenes at a time."
-    if seed < 0: raise ValueError(f"seed: must be 0 or more, is {seed}")
-    rng, starts = np.random.default_rng(seed), range(0, scenes, part)
-    parts = (make(min(part, scenes - i), rng) for i in tqdm(starts, desc=name, unit_scale=part, unit=" scenes", disable=None))
-    print(f"{out}: {save_scenes(out, parts, name, {'generator': name, **parameters}, split, seed)} scenes")
+def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None: print(f"{out}: {source.write(out, scenes, seed, split)} scenes")
 
 def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", cell: int = 5) -> None:
     """Generate Tetrominoes.
@@ -48,7 +41,7 @@ def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str 
         split: a name, kept in the file
         cell: pixels along a cell; the published data has 5
     """
-    _generate(out, partial(tetrominoes, cell=cell), scenes, seed, split, "tetrominoes", cell=cell)
+    _write(out, Generated(partial(tetrominoes, cell=cell), "tetrominoes", cell=cell), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c006
 def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64,
@@ -70,7 +63,7 @@ def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: s
         lattice: positions on dSprites' 32 × 32 places, or anywhere between
     """
     how = dict(variant=variant, size=size, saturation=saturation, value=value, grey=grey, visible=visible, lattice=lattice)
-    _generate(out, partial(multi_dsprites, **how), scenes, seed, split, "multi_dsprites", **how)
+    _write(out, Generated(partial(multi_dsprites, **how), "multi_dsprites", **how), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c007
 def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", size: int = 28) -> None:
@@ -83,7 +76,7 @@ def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: 
         split: a name, kept in the file
         size: image height and width
     """
-    _generate(out, partial(single_dsprites, size=size), scenes, seed, split, "single_dsprites", size=size)
+    _write(out, Generated(partial(single_dsprites, size=size), "single_dsprites", size=size), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c008
 def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "train", objects: tuple[int, int] = (3, 6), look: Look = Look()) -> None:
@@ -97,7 +90,7 @@ def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "tra
         objects: fewest and most; CLEVR6 has 3 6, CLEVR 3 10
         look: how they are lit and photographed
     """
-    _generate(out, partial(clevr, objects=objects, look=look, device=default_device()), scenes, seed, split, "clevr", 250, objects=objects, look=look.to_dict())
+    _write(out, Generated(partial(clevr, objects=objects, look=look, device=default_device()), "clevr", 250, objects=objects, look=look.to_dict()), scenes, seed, split)
 
 def data_norb(out: Path, scenes: int = 24_300, seed: int = 0, split: Literal["training", "testing"] = "training", size: int = 96) -> None:
     """Ray-trace toys with the factors of smallNORB, a stand-in for it.
@@ -109,7 +102,7 @@ def data_norb(out: Path, scenes: int = 24_300, seed: int = 0, split: Literal["tr
         split: which toys
         size: image height and width
     """
-    _generate(out, partial(norb_scenes, split=split, size=size, device=default_device()), scenes, seed, split, "norb", 250, size=size)
+    _write(out, Generated(partial(norb_scenes, split=split, size=size, device=default_device()), "norb", 250, size=size), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c009
 def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED], objects: int | None = None, at_least: int = 0,
@@ -236,13 +229,13 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: P
     if weights: export_weights(run, weights, {"best_of_1": evaluate(model, test)} if test else None)
 
 # %% ../nbs/19_cli.ipynb #c018
-def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], scenes: int = 320, seeds: int = 3,
+def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320, seeds: int = 3,
           slots: int | None = None, iterations: int | None = None, restarts: int = 1, out: Path | None = None) -> None:
     """Score weights on a scene file.
 
     Args:
         weights: a name in data/weights, or the path of a .safetensors file
-        data: the scene file
+        data: the scene file; without one, held-out scenes are generated, the same every time
         scenes: score the first so many
         seeds: repeat with so many sampling seeds
         slots: as in training if not said
@@ -250,10 +243,11 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path], 
         restarts: infer each image so many times and keep the run with the lowest loss
         out: write the scores as JSON too
     """
-    model, _ = load_model(weights)
-    file = SceneFile(data)
-    scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts)
-    print(f"{weights} on {data.name}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, best of {restarts}\n{score_table(scores)}")
+    model, card = load_model(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        file = SceneFile(data) if data else held_out_scenes(Preset.from_dict(card["preset"]), Path(folder) / "held_out.h5", scenes)
+        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts)
+    print(f"{weights} on {data.name if data else 'generated scenes'}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, best of {restarts}\n{score_table(scores)}")
     if out: write_json(out, scores)
 
 # %% ../nbs/19_cli.ipynb #c020

@@ -179,8 +179,8 @@ def _hold(self: Loader, window: int) -> None:
 class Generated:
     "An endless data set: scenes from a generator, made in the step that needs them."
     def __init__(self, make: Callable[[int, np.random.Generator], "Scenes | Batch"],  # so many scenes from these random numbers
-                 name: str, **parameters):  # for the record
-        self.path, self.make, self.parameters = name, make, parameters
+                 name: str, part: int = 1000, **parameters):  # its name; how many scenes `write` makes at once; the rest is for the record
+        self.path, self.make, self.part, self.parameters = name, make, part, parameters
         probe = self._make(1, np.random.default_rng(0))
         self.shape, self.has_masks = tuple(probe.image.shape[1:]), probe.mask is not None
 
@@ -191,6 +191,13 @@ class Generated:
     def describe(self) -> dict: return {"generator": self.path, **self.parameters}
 
     def loader(self, batch_size: int, seed: int, device) -> "Stream": return Stream(self, batch_size, seed, device)
+
+    def write(self, path: str | Path, scenes: int, seed: int = 0, split: str = "train") -> int:
+        "Write a scene file; return how many scenes it has."
+        if seed < 0: raise ValueError(f"seed: must be 0 or more, is {seed}")
+        rng, starts = np.random.default_rng(seed), range(0, scenes, self.part)
+        parts = (self.make(min(self.part, scenes - i), rng) for i in tqdm(starts, desc=self.path, unit_scale=self.part, unit=" scenes", disable=None))
+        return save_scenes(path, parts, self.path, self.describe(), split, seed)
 
 # %% ../nbs/04_data.ipynb #c019
 @dataclass
