@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'PUBLISHED', 'CLEVR_CROP', 'PICTURES', 'FITS', 'save_scenes
            'at_most', 'import_published', 'fit_picture', 'import_folder']
 
 # %% ../nbs/04_data.ipynb #c002
-import gzip, json, math, zlib
+import gzip, json, math, sys, zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,14 +192,16 @@ class Generated:
 
     def loader(self, batch_size: int, seed: int, device) -> "Stream": return Stream(self, batch_size, seed, device)
 
-    def write(self, path: str | Path, scenes: int, seed: int = 0, split: str = "train") -> int:
-        "Write a scene file; return how many scenes it has."
-        if seed < 0: raise ValueError(f"seed: must be 0 or more, is {seed}")
-        rng, starts = np.random.default_rng(seed), range(0, scenes, self.part)
-        parts = (self.make(min(self.part, scenes - i), rng) for i in tqdm(starts, desc=self.path, unit_scale=self.part, unit=" scenes", disable=None))
-        return save_scenes(path, parts, self.path, self.describe(), split, seed)
-
 # %% ../nbs/04_data.ipynb #c019
+@patch
+def write(self: Generated, path: str | Path, scenes: int, seed: int = 0, split: str = "train") -> int:
+    "Write a scene file; return how many scenes it has."
+    if seed < 0: raise ValueError(f"seed: must be 0 or more, is {seed}")
+    rng, starts = np.random.default_rng(seed), range(0, scenes, self.part)
+    bar = tqdm(starts, desc=self.path, unit_scale=self.part, unit=" scenes", disable=not sys.stderr.isatty())
+    return save_scenes(path, (self.make(min(self.part, scenes - i), rng) for i in bar), self.path, self.describe(), split, seed)
+
+# %% ../nbs/04_data.ipynb #c020
 @dataclass
 class Stream:
     "Batches of generated scenes, with the methods of a Loader."
@@ -214,7 +216,7 @@ class Stream:
         made = self.source._make(self.batch_size, np.random.default_rng((self.seed, step)))
         return Batch(*(None if v is None else v[part::parts].to(self.device) for v in made))
 
-# %% ../nbs/04_data.ipynb #c022
+# %% ../nbs/04_data.ipynb #c023
 @dataclass(frozen=True)
 class Published:
     "Layout of one published data set."
@@ -239,7 +241,7 @@ PUBLISHED = {
     "objects_room_identical_color": Published((64, 64, 3), 10, {}, backgrounds=4),
 }
 
-# %% ../nbs/04_data.ipynb #c024
+# %% ../nbs/04_data.ipynb #c025
 def _bytes(feature, name: str, count: int) -> UInt8[np.ndarray, "n"]:
     "The bytes of a feature: one blob, or one element a byte."
     values = feature.bytes_list.value
@@ -264,7 +266,7 @@ def index_mask(masks: UInt8[np.ndarray, "E H W"], backgrounds: int = 1) -> UInt8
     index = masks.argmax(0)
     return np.maximum(index - (backgrounds - 1), 0).astype(np.uint8)
 
-# %% ../nbs/04_data.ipynb #c025
+# %% ../nbs/04_data.ipynb #c026
 def parse_example(record: bytes, layout: Published) -> dict[str, np.ndarray]:
     "One serialised tf.train.Example to image, mask, visibility and factors; ValueError names the field."
     from tfrecord import example_pb2
@@ -284,7 +286,7 @@ def parse_example(record: bytes, layout: Published) -> dict[str, np.ndarray]:
         read[f"factors/{name}"] = value.reshape((e, size) if size > 1 else (e,))
     return read
 
-# %% ../nbs/04_data.ipynb #c027
+# %% ../nbs/04_data.ipynb #c028
 def read_records(path: str | Path) -> Iterator[bytes]:
     "The records of a TFRecord file, gzipped or not; ValueError if it is damaged or cut short."
     try: from tfrecord.reader import tfrecord_iterator
@@ -312,7 +314,7 @@ def read_published(path: str | Path, name: str, part: int = 500) -> Iterator[Sce
         if len(rows) == part: yield _stack(rows); rows = []
     if rows: yield _stack(rows)
 
-# %% ../nbs/04_data.ipynb #c029
+# %% ../nbs/04_data.ipynb #c030
 CLEVR_CROP = (29, 221, 64, 256)  # rows from, to; columns from, to
 
 def crop_and_resize(s: Scenes, crop: tuple[int, int, int, int] | None, size: tuple[int, int] | None) -> Scenes:
@@ -330,7 +332,7 @@ def at_most(s: Scenes, objects: int, at_least: int = 0) -> Scenes:
     count = s.visibility.sum(1) - 1
     return s[(count <= objects) & (count >= at_least)]
 
-# %% ../nbs/04_data.ipynb #c030
+# %% ../nbs/04_data.ipynb #c031
 def import_published(path: str | Path, out: str | Path, name: str,
                      objects: int | None = None,  # at most so many; 6 makes CLEVR6
                      at_least: int = 0,  # objects
@@ -352,7 +354,7 @@ def import_published(path: str | Path, out: str | Path, name: str,
             if (left := left - len(s)) <= 0: return
     return save_scenes(out, parts(), name, {"file": Path(path).name, "sha256": file_hash(path), "objects": objects, "at_least": at_least, "skip": skip}, split)
 
-# %% ../nbs/04_data.ipynb #c039
+# %% ../nbs/04_data.ipynb #c040
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 def _open(path: Path, mode: str | None) -> Image.Image:
@@ -366,7 +368,7 @@ def _open(path: Path, mode: str | None) -> Image.Image:
 
 FITS = ("crop", "pad", "stretch")  # cut off what is too long, fill up what is too short with black, or change the proportions
 
-# %% ../nbs/04_data.ipynb #c040
+# %% ../nbs/04_data.ipynb #c041
 def fit_picture(im: Image.Image, size: tuple[int, int] | None, nearest: bool = False, how: str = "crop") -> Image.Image:
     "Fit a picture to (height, width), its middle in the middle."
     if how not in FITS: raise ValueError(f"fit: must be {', '.join(FITS)}, is {how!r}")
@@ -388,7 +390,7 @@ def _read_mask(path: Path, size, fit: str, shape: tuple[int, int]) -> UInt8[np.n
     values = np.union1d([0], mask)
     return np.searchsorted(values, mask).astype(np.uint8)
 
-# %% ../nbs/04_data.ipynb #c041
+# %% ../nbs/04_data.ipynb #c042
 def _by_name(folder: Path) -> dict[str, Path]:
     "The pictures of a folder by their name without its ending; ValueError if there are none, or two of one name."
     found = {}
@@ -406,7 +408,7 @@ def _read_picture(path: Path, size, fit: str, grey: bool, shape: tuple | None) -
         raise ValueError(f"{path}: is {image.shape[0]}×{image.shape[1]}, the first picture {shape[0]}×{shape[1]}; give a size to fit all to")
     return image
 
-# %% ../nbs/04_data.ipynb #c042
+# %% ../nbs/04_data.ipynb #c043
 def import_folder(folder: str | Path, out: str | Path,
                   masks: str | Path | None = None,  # folder of masks with the same names (any of the picture types)
                   size: tuple[int, int] | None = None,  # height and width to fit to
