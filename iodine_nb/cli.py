@@ -230,7 +230,7 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: P
 
 # %% ../nbs/19_cli.ipynb #c018
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320, seeds: int = 3,
-          slots: int | None = None, iterations: int | None = None, restarts: int = 1, out: Path | None = None) -> None:
+          slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0, out: Path | None = None) -> None:
     """Score weights on a scene file.
 
     Args:
@@ -241,13 +241,15 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         slots: as in training if not said
         iterations: as in training if not said
         restarts: infer each image so many times and keep the run with the lowest loss
+        descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         out: write the scores as JSON too
     """
     model, card = load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         file = SceneFile(data) if data else held_out_scenes(Preset.from_dict(card["preset"]), Path(folder) / "held_out.h5", scenes)
-        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts)
-    print(f"{weights} on {data.name if data else 'generated scenes'}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, best of {restarts}\n{score_table(scores)}")
+        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts, descent=descent)
+    how = f"best of {restarts}" + f", descent {descent}" * (descent > 0)
+    print(f"{weights} on {data.name if data else 'generated scenes'}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, {how}\n{score_table(scores)}")
     if out: write_json(out, scores)
 
 # %% ../nbs/19_cli.ipynb #c020

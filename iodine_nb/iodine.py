@@ -36,6 +36,7 @@ class IODINEConfig(Config):
     means: Literal["unbounded", "sigmoid"] = "unbounded"
     variance: Literal["softplus", "exp"] = "softplus"  # how λ becomes the posterior's variance
     prior_variance: float = 1.
+    kl_weight: float = 1.  # of the KL in the loss, in training and inference alike; training.kl_weight multiplies it
     start: Literal["shared", "per_slot", "drawn"] = "shared"  # λ_0: learned once, once a slot, or means drawn around a shared one
     start_variance: float = 1.  # variance of q at λ_0, before learning
     weights: Literal["linear", "port", "last"] = "linear"  # w_t = t/T, (t+1)/(T+1), or the last only
@@ -52,6 +53,7 @@ class IODINEConfig(Config):
         if len(self.image) != 3 or self.image[0] not in (1, 3) or min(self.image) < 1:
             raise ValueError(f"image: must be (channels, height, width) with 1 or 3 channels, is {self.image}")
         self.at_least(1, "slots", "latent", "iterations")
+        self.at_least(0, "kl_weight")
         for name in ("sigma", "prior_variance", "start_variance"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
         check_inputs(self.inputs)
@@ -82,6 +84,11 @@ class Evaluation(NamedTuple):
     def segmentation(self) -> Int[Tensor, "B H W"]:
         "The slot with the largest mask in every pixel."
         return self.mask_logits[:, :, 0].argmax(1)
+
+    @property
+    def explanation(self) -> Int[Tensor, "B H W"]:
+        "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
+        return (self.mixture.log_masks + self.mixture.log_components)[:, :, 0].argmax(1)
 
     def detached(self) -> "Evaluation":
         return self._replace(**{n: v.detach() for n, v in self._asdict().items() if n != "mixture"}, mixture=Mixture(*(v.detach() for v in self.mixture)))
@@ -129,7 +136,7 @@ def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B
     if c.means == "sigmoid": means = means.sigmoid()
     mixture = self.mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)  # equation (1)
     log_likelihood, kl = mixture.log_likelihood.sum((1, 2, 3, 4)), q.kl(c.prior_variance)
-    return Evaluation(λ, z, means, mask_logits, mixture, log_likelihood, kl, kl_weight * kl.sum(1) - log_likelihood)
+    return Evaluation(λ, z, means, mask_logits, mixture, log_likelihood, kl, kl_weight * c.kl_weight * kl.sum(1) - log_likelihood)
 
 @patch
 def refine(self: IODINE, image: Float[Tensor, "B C H W"], e: Evaluation, gradients, memory):
@@ -235,20 +242,34 @@ def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: in
     return evaluations
 
 # %% ../nbs/14_iodine.ipynb #c031
+@patch
+def _descend(self: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, sigma_factor: float, rate: float = .05) -> Evaluation:
+    "Where so many steps of Adam on λ, down the model's own loss, lead from `e`."
+    λ = e.λ.clone().requires_grad_()
+    optimiser = torch.optim.Adam([λ], rate)
+    for step in range(steps + 1):
+        with torch.enable_grad():
+            e = self.evaluate(images, λ, self.noise(*λ.shape[:2], generator), sigma_factor=sigma_factor)
+            if step == steps: return e.detached()
+            λ.grad, = torch.autograd.grad(e.loss.sum(), λ)
+        optimiser.step()
+
+# %% ../nbs/14_iodine.ipynb #c033
 def _choose(runs: list, best: Int[Tensor, "B"]):
     "From several runs' tuples of tensors [B, …] (which may nest), those of the chosen run of each image."
     rows = torch.arange(len(best), device=best.device)
     return type(runs[0])(*(_choose(list(v), best) if isinstance(v[0], tuple) else torch.stack(v)[best, rows] for v in zip(*runs)))
 
 @patch
-def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None, restarts: int = 1,
+def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0,
           generator: torch.Generator | Noise | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
-    "Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, in the best of `restarts` runs of each image."
+    "Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, and after `descent` steps of Adam if any, in the best of `restarts` runs of each image."
     self.check_images(tuple(images.shape[1:]), "images")
     slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
-    if slots < 1 or steps < 0 or restarts < 1:
-        raise ValueError(f"slots and restarts must be at least 1 and iterations at least 0, are {slots}, {restarts} and {steps}")
+    if slots < 1 or steps < 0 or restarts < 1 or descent < 0:
+        raise ValueError(f"slots and restarts must be at least 1, iterations and descent at least 0, are {slots}, {restarts}, {steps} and {descent}")
     runs = [self._refine_from_start(images, slots, steps, generator, sigma_factor) for _ in range(restarts)]
+    if descent: runs = [[*run, self._descend(images, run[-1], descent, generator, sigma_factor)] for run in runs]
     if restarts == 1: return runs[0]
     best = torch.stack([run[-1].loss for run in runs]).argmin(0)
     return [_choose(list(evaluations), best) for evaluations in zip(*runs)]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from iodine_nb.core import seeded
+from iodine_nb.core import Noise, seeded
 from iodine_nb.data import Batch
 from iodine_nb.decoder import DecoderConfig
 from iodine_nb.inputs import INPUTS
@@ -119,3 +119,30 @@ def test_per_slot_starts_cannot_grow():
     model = IODINE(IODINEConfig((3, 6, 6), 2, 3, 1, start="per_slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
     with pytest.raises(ValueError, match="start for each of 2 slots"): model.infer(torch.rand(1, 3, 6, 6), slots=3)
     with pytest.raises(ValueError, match="images: 1×6×6 .* but this model takes 3×6×6"): model.infer(torch.rand(1, 1, 6, 6))
+
+
+@settings(max_examples=10, deadline=None)
+@given(options)
+def test_descent_of_an_image_does_not_depend_on_the_others(fields):
+    config = IODINEConfig(**fields | {"latent": 3})
+    model, images = build(config), torch.rand(3, *config.image, generator=seeded(1), dtype=torch.float64)
+    infer = lambda rows: model.infer(images[rows], restarts=2, descent=3, generator=Noise((5,), rows, 3))
+    together, apart = infer(torch.arange(3)), [infer(torch.tensor([i])) for i in range(3)]
+    assert len(together) == config.iterations + 2
+    for i, alone in enumerate(apart): assert torch.allclose(together[-1].λ[i], alone[-1].λ[0], rtol=1e-6, atol=1e-9)
+
+
+def test_descent_leads_down_and_refuses_less_than_none():
+    model = build(IODINEConfig((3, 6, 6), 2, 4, 2, kl_weight=.1, decoder=DecoderConfig((6,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    *_, last, lower = model.infer(torch.rand(32, 3, 6, 6, generator=seeded(1), dtype=torch.float64), descent=40, generator=seeded(0))
+    assert lower.loss.mean() < .8 * last.loss.mean()
+    with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"): model.infer(torch.rand(1, 3, 6, 6), descent=-1)
+    with pytest.raises(ValueError, match="kl_weight: must be at least 0, is -0.1"): IODINEConfig(kl_weight=-.1)
+
+
+def test_explanation_asks_the_pixel():
+    model = build(IODINEConfig((1, 4, 5), 2, 3, 1))
+    image, means = (torch.rand(3, 1, 4, 5, generator=seeded(0)) > .5).double(), torch.tensor([0., 1.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
+    logits = torch.tensor([1., 0.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
+    e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means, mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
+    assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())
