@@ -243,7 +243,7 @@ def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: in
 
 # %% ../nbs/14_iodine.ipynb #c031
 @patch
-def _descend(self: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, sigma_factor: float, rate: float = .05) -> Evaluation:
+def _descend(self: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, sigma_factor: float, rate: float = .02) -> Evaluation:
     "Where so many steps of Adam on λ, down the model's own loss, lead from `e`."
     λ = e.λ.clone().requires_grad_()
     optimiser = torch.optim.Adam([λ], rate)

@@ -50,8 +50,6 @@ class TrainingConfig(Config):
     sigma_factor: Ramp = Ramp()  # multiplies the model's sigma
     accumulate: int = 1  # pieces that a process cuts its part of the batch into, for batches that do not fit into memory
     compile: bool = False  # torch.compile of the networks
-    brightness: tuple[float, float] = (1., 1.)  # every training image is multiplied by a number from this range, ...
-    tint: float = 0.  # ... and each of its channels by one within ± this
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions and products; likelihoods stay float32
     seed: int = 0
     log_every: int = 100
@@ -61,7 +59,7 @@ class TrainingConfig(Config):
 
     def __post_init__(self):
         self.at_least(1, "steps", "batch_size", "accumulate", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every", "decay_steps", of="training.")
-        self.at_least(0, "warmup", "seed", "beta1", "brightness", "tint", of="training.")
+        self.at_least(0, "warmup", "seed", "beta1", of="training.")
         for name in ("decay", "clip"):
             if getattr(self, name) <= 0: raise ValueError(f"training.{name}: must be positive, is {getattr(self, name)}")
         if self.beta1 >= 1: raise ValueError(f"training.beta1: must be below 1, is {self.beta1}")
@@ -134,8 +132,8 @@ _add("desk", "tetrominoes", PRESETS["desk_start"].model.change(iterations=5),
 _desk32 = PRESETS["desk_start"].change(model__image=(3, 32, 32), model__sigma=.2, model__kl_weight=.1, training__steps=16_000, training__decay_steps=16_000, training__kl_weight=Ramp())
 _add("desk_sprites_start", _sprites.data, _desk32.model.change(slots=6, means="sigmoid"), _desk32.training)
 _add("desk_sprites", _sprites.data, PRESETS["desk_sprites_start"].model.change(iterations=5),
-     _desk32.training.change(steps=10_000, learning_rate=5e-4, warmup=100, decay_steps=10_000))
-_add("desk_clevr", "clevr_with_masks", _desk32.model.change(slots=7), _desk32.training.change(brightness=(.5, 1.15), tint=.15))
+     _desk32.training.change(steps=7_000, learning_rate=5e-4, warmup=100, decay_steps=10_000))
+_add("desk_clevr", "clevr_with_masks", _desk32.model.change(slots=7), _desk32.training)
 
 # %% ../nbs/15_presets.ipynb #c021
 _start = PRESETS["desk_start"]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from fastcore.basics import patch
-from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 import iodine_nb
 from .core import Noise, default_device, file_hash, read_json, whole_file, write_json
-from .data import Batch, Generated, Loader, SceneFile, Stream
+from .data import Generated, Loader, SceneFile, Stream
 from .metrics import decomposition_scores, evaluate
 from .presets import Preset, TrainingConfig
 
@@ -123,19 +122,12 @@ def _schedules(config: TrainingConfig, step: int) -> dict[str, float]:
     "The values of the ramps at this step, as arguments of the model's loss."
     return {"kl_weight": config.kl_weight.at(step), "sigma_factor": config.sigma_factor.at(step)}
 
-def _relit(batch: Batch, rows: Int[Tensor, "b"], config: TrainingConfig, step: int) -> Batch:
-    "These rows of the step's batch in another light."
-    if tuple(config.brightness) == (1, 1) and not config.tint: return batch
-    rng, n, c = np.random.default_rng((config.seed, step, 7)), config.batch_size, batch.image.shape[1]
-    light = rng.uniform(*config.brightness, (n, 1, 1, 1)) * rng.uniform(1 - config.tint, 1 + config.tint, (n, c, 1, 1))
-    return batch._replace(image=(batch.image * torch.tensor(light[rows], dtype=torch.float32, device=batch.image.device)).clamp(max=1))
-
 def _pieces(loader: Loader | Stream, config: TrainingConfig, accelerator: Accelerator, step: int):
     "This process's part of the step's batch, in pieces, each with its noise."
     parts = accelerator.num_processes * config.accumulate
     for i in range(accelerator.process_index, parts, accelerator.num_processes):
         rows = torch.arange(config.batch_size)[i::parts]
-        yield _relit(loader.batch(step, i, parts), rows, config, step), Noise((config.seed, step, 0), rows, config.batch_size, accelerator.device)
+        yield loader.batch(step, i, parts), Noise((config.seed, step, 0), rows, config.batch_size, accelerator.device)
 
 def train_step(model, loader: Loader | Stream, optimiser, accelerator: Accelerator, config: TrainingConfig, step: int) -> dict[str, float]:
     "One optimiser step; the model's scalars over the global batch, the gradient norm, and whether the step was skipped."
@@ -154,7 +146,7 @@ def train_step(model, loader: Loader | Stream, optimiser, accelerator: Accelerat
     if finite: optimiser.step()
     return dict(zip(terms, values)) | {"grad_norm": norm, "skipped": 1. - finite}
 
-# %% ../nbs/17_training.ipynb #c015
+# %% ../nbs/17_training.ipynb #c014
 class _Stop:
     "Whether the end of the run was asked for, by Ctrl+C or SIGTERM, since the block began."
     def __enter__(self):
@@ -175,7 +167,7 @@ class _Stop:
         if accelerator.num_processes == 1: return self.asked
         return bool(accelerator.reduce(torch.tensor([float(self.asked)], device=accelerator.device), "sum").item())
 
-# %% ../nbs/17_training.ipynb #c017
+# %% ../nbs/17_training.ipynb #c016
 _MAY_CHANGE = ("steps", "accumulate", "compile", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every")  # without becoming another run
 
 def fit(model: nn.Module,
@@ -208,7 +200,7 @@ def fit(model: nn.Module,
     save = lambda step: save_checkpoint(record.checkpoint, model, optimiser, step, same_run) if accelerator.is_main_process else None
     return _Run(wrapped, model, loader, prepared, accelerator, config, record, save, held_out, score).loop(step, progress)
 
-# %% ../nbs/17_training.ipynb #c018
+# %% ../nbs/17_training.ipynb #c017
 def compile_networks(model: nn.Module) -> None:
     "torch.compile the networks and functions that the model names in `compiled`; what cannot be compiled runs as it is."
     torch._dynamo.config.suppress_errors = True
@@ -217,7 +209,7 @@ def compile_networks(model: nn.Module) -> None:
         if isinstance(part, nn.Module): part.compile()
         else: setattr(model, name, torch.compile(part))
 
-# %% ../nbs/17_training.ipynb #c019
+# %% ../nbs/17_training.ipynb #c018
 @dataclass
 class _Run:
     "What a run needs in every step."
@@ -232,7 +224,7 @@ class _Run:
     held_out: SceneFile | None
     score: Callable
 
-# %% ../nbs/17_training.ipynb #c020
+# %% ../nbs/17_training.ipynb #c019
 @patch
 def loop(self: _Run, step: int, progress: bool) -> Record:
     "From `step` to the last, or to where somebody asks for the end."
@@ -262,7 +254,7 @@ def _not_finite(self: _Run, step: int) -> str:
     return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; the last batch was scenes {rows}. The last good checkpoint is untouched. "
             "Likely causes: a learning rate that is too high, a sigma that is too small, bfloat16, or images with broken values")
 
-# %% ../nbs/17_training.ipynb #c021
+# %% ../nbs/17_training.ipynb #c020
 @patch
 def _log(self: _Run, step: int, begun: float, sums: dict[str, list[float]]) -> None:
     "A line with the means since the last one."
@@ -281,7 +273,7 @@ def _evaluate(self: _Run, step: int) -> dict[str, float]:
     if self.accelerator.is_main_process: self.record.append({"step": step, **found})
     return found
 
-# %% ../nbs/17_training.ipynb #c023
+# %% ../nbs/17_training.ipynb #c022
 def weights_folder() -> Path:
     "Where the shipped weights are."
     return Path(iodine_nb.__file__).parent.parent / "data" / "weights"
@@ -314,7 +306,7 @@ def begin_with(model: nn.Module, name: str | Path) -> dict:
     _load_weights(model, _open_tensors(path)[0], path)
     return {"weights": path.name, "sha256": file_hash(path)}
 
-# %% ../nbs/17_training.ipynb #c025
+# %% ../nbs/17_training.ipynb #c024
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None, kind: type = Preset) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
     record = Record(run)
