@@ -85,13 +85,14 @@ class Evaluation(NamedTuple):
         "The slot with the largest mask in every pixel."
         return self.mask_logits[:, :, 0].argmax(1)
 
-    @property
-    def explanation(self) -> Int[Tensor, "B H W"]:
-        "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
-        return (self.mixture.log_masks + self.mixture.log_components)[:, :, 0].argmax(1)
-
     def detached(self) -> "Evaluation":
         return self._replace(**{n: v.detach() for n, v in self._asdict().items() if n != "mixture"}, mixture=Mixture(*(v.detach() for v in self.mixture)))
+
+# %% ../nbs/14_iodine.ipynb #c007b
+@patch(as_prop=True)
+def explanation(self: Evaluation) -> Int[Tensor, "B H W"]:
+    "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
+    return (self.mixture.log_masks + self.mixture.log_components)[:, :, 0].argmax(1)
 
 # %% ../nbs/14_iodine.ipynb #c009
 class IODINE(nn.Module):
