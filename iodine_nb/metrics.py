@@ -66,10 +66,12 @@ def segmentation_scores(true: Integer[Tensor, "B H W"], predicted: Integer[Tenso
     table = contingency(true, predicted, int(true.max()) + 1, int(predicted.max()) + 1)
     return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table), miou=mean_iou(table))
 
-def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None, **infer) -> dict[str, Float[Tensor, "B"]]:
-    "The scores of a model with `infer`, at its last iteration, for every image; MSE per pixel and channel, images in [0, 1]."
+def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None,
+                         by: str = "masks", **infer) -> dict[str, Float[Tensor, "B"]]:
+    "The scores of a model with `infer`, at its last iteration, for every image; MSE per pixel and channel, images in [0, 1]. By `masks` or by `explanation`: how pixels get their slots."
+    if by not in ("masks", "explanation"): raise ValueError(f"by: must be masks or explanation, is {by!r}")
     last = model.infer(batch.image, generator=generator, **infer)[-1]
-    scores = {} if batch.mask is None else segmentation_scores(batch.mask, last.segmentation)
+    scores = {} if batch.mask is None else segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation)
     return scores | dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
 
 # %% ../nbs/16_metrics.ipynb #c014

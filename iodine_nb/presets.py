@@ -131,7 +131,7 @@ _add("desk", "tetrominoes", PRESETS["desk_start"].model.change(iterations=5),
 # %% ../nbs/15_presets.ipynb #c019
 _desk32 = PRESETS["desk_start"].change(model__image=(3, 32, 32), model__sigma=.2, model__kl_weight=.1, training__steps=16_000, training__decay_steps=16_000, training__kl_weight=Ramp())
 _add("desk_sprites_start", _sprites.data, _desk32.model.change(slots=6, means="sigmoid"), _desk32.training)
-_add("desk_sprites", _sprites.data, PRESETS["desk_sprites_start"].model.change(iterations=5),
+_add("desk_sprites", _sprites.data, PRESETS["desk_sprites_start"].model.change(iterations=5, sigma=.1),
      _desk32.training.change(steps=7_000, learning_rate=5e-4, warmup=100, decay_steps=10_000))
 _add("desk_clevr", "clevr_with_masks", _desk32.model.change(slots=7), _desk32.training)
 

@@ -296,7 +296,8 @@ def load_model(name: str | Path, kind: type = Preset) -> tuple[nn.Module, dict]:
     card = read_json(path.with_suffix(".json"))
     if "preset" not in card:
         raise ValueError(f"{path.with_suffix('.json')}: has no field 'preset', so the model cannot be built")
-    model = kind.from_dict(card["preset"]).build()
+    try: model = kind.from_dict(card["preset"]).build()
+    except ValueError as e: raise ValueError(f"{path.with_suffix('.json')}: no {kind.__name__}; weights of another kind of model? {e}") from e
     _load_weights(model, _open_tensors(path)[0], path)
     return model.eval(), card
 
