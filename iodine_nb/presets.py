@@ -40,8 +40,9 @@ class TrainingConfig(Config):
     "How a model is trained. Defaults: the published optimiser."
     steps: int = 1_000_000
     batch_size: int = 32  # images a step, over all processes
-    learning_rate: float = 1e-3  # of Adam
-    beta1: float = .95
+    optimiser: Literal["adam", "muon"] = "adam"  # muon: for matrices and kernels; Adam for the rest
+    learning_rate: float = 1e-3
+    beta1: float = .95  # of Adam
     warmup: int = 0  # steps over which the learning rate rises
     decay: float = .1  # factor of the learning rate ...
     decay_steps: int = 1_000_000  # ... every so many steps

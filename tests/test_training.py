@@ -16,9 +16,9 @@ def data(tmp_path):
     return scenes(tmp_path / "d.h5")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resume_equals_an_uninterrupted_run(tmp_path, data, precision):
-    chosen = TINY.change(training__precision=precision)
+@pytest.mark.parametrize("precision, optimiser", [("float32", "adam"), ("bfloat16", "adam"), ("float32", "muon")])
+def test_resume_equals_an_uninterrupted_run(tmp_path, data, precision, optimiser):
+    chosen = TINY.change(training__precision=precision, training__optimiser=optimiser)
     whole = train(tmp_path / "a", data, 11, chosen)
     for steps in (3, 4, 11): parts = train(tmp_path / "b", data, steps, chosen)
     a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
@@ -143,6 +143,21 @@ def test_steps_without_a_finite_loss_end_the_run(tmp_path, data, monkeypatch):
     loss = IODINE.forward
     monkeypatch.setattr(IODINE, "forward", lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
     with pytest.raises(FloatingPointError, match="20 steps in a row"): train(tmp_path / "a", data, 40)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (4, 3, 5, 5)])
+def test_muon_is_torchs_on_matrices_and_adam_on_vectors(shape):
+    torch.manual_seed(0)
+    ours, vector, row = (torch.nn.Parameter(torch.randn(s)) for s in (shape, (7,), (1, 5)))
+    matrix, other, same = torch.nn.Parameter(ours.detach().clone().flatten(1)), torch.nn.Parameter(vector.detach().clone()), torch.nn.Parameter(row.detach().clone())
+    mine = training.Muon([ours, vector, row], .03, (.9, .999))
+    torchs, adam = torch.optim.Muon([matrix], .03, weight_decay=0, momentum=.95, adjust_lr_fn="match_rms_adamw"), torch.optim.Adam([other, same], .03, (.9, .999))
+    for _ in range(10):
+        ours.grad, vector.grad, row.grad = (torch.randn(p.shape) for p in (ours, vector, row))
+        matrix.grad, other.grad, same.grad = ours.grad.flatten(1), vector.grad.clone(), row.grad.clone()
+        mine.step(), torchs.step(), adam.step()
+    assert torch.equal(vector, other) and torch.equal(row, same)
+    assert torch.allclose(ours.flatten(1), matrix, atol=1e-6)
 
 
 def test_any_model_trains(tmp_path, data):
