@@ -120,6 +120,9 @@ ARMS = {
     "softplus variance": dict(model__variance="softplus"),
     "cell state": dict(model__refinement__update_from="cell"),
     "gradient of masks": dict(model__mask_gradient="masks"),
+    "muon": dict(training__optimiser="muon"),
+    "rate 3e-4": dict(training__learning_rate=3e-4),
+    "rate 3e-3": dict(training__learning_rate=3e-3),
     "port": {k: v for k, v in PORT.items() if k not in ("training__learning_rate", "training__beta1")},
 }
 

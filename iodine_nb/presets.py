@@ -137,12 +137,20 @@ _add("desk_sprites", _sprites.data, PRESETS["desk_sprites_start"].model.change(i
 _add("desk_clevr", "clevr_with_masks", _desk32.model.change(slots=7), _desk32.training)
 
 # %% ../nbs/15_presets.ipynb #c021
+_muon = _desk32.training.change(optimiser="muon", steps=6_000, decay_steps=6_000)
+_second = _muon.change(steps=4_500, decay_steps=4_500, learning_rate=5e-4, warmup=100)
+_add("muon_sprites_start", _sprites.data, PRESETS["desk_sprites_start"].model.change(decoder=DecoderConfig((32, 32, 32, 32), 5, 1)), _muon)
+_add("muon_sprites", _sprites.data, PRESETS["muon_sprites_start"].model.change(iterations=5, sigma=.1, kl_weight=.4), _second)
+_add("muon_clevr_start", "clevr_with_masks", PRESETS["desk_clevr"].model.change(latent=6), _muon.change(steps=4_000, decay_steps=12_000))
+_add("muon_clevr", "clevr_with_masks", PRESETS["muon_clevr_start"].model.change(iterations=5, kl_weight=.4), _second.change(steps=5_000, decay_steps=5_000))
+
+# %% ../nbs/15_presets.ipynb #c023
 _start = PRESETS["desk_start"]
 _add("small", "tetrominoes",
      _start.model.change(image=(3, 14, 14), decoder__upsampling=1, refinement__mlp=(128,), refinement__lstm=128),
      _start.training.change(steps=6_000, warmup=200, kl_weight=Ramp(0., .16, 3_000), evaluate_every=500, checkpoint_every=1_000))
 
-# %% ../nbs/15_presets.ipynb #c024
+# %% ../nbs/15_presets.ipynb #c026
 @patch
 def generated(self: Preset) -> Generated:
     "An endless data set of the preset's kind and size; ValueError if there is no generator for it."

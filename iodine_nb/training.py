@@ -159,13 +159,13 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return x
 
 class Muon(torch.optim.Adam):
-    "Adam, but matrices and kernels step along their orthogonalised Nesterov momentum (Jordan et al. 2024), scaled to Adam's size of step (Liu et al. 2025, eq. 4)."
+    "Adam, but matrices and kernels of at least eight inputs and outputs step along their orthogonalised Nesterov momentum (Jordan et al. 2024), scaled to Adam's size of step (Liu et al. 2025)."
     momentum = .95
 
     @torch.no_grad()
     def step(self, closure=None):
-        "Adam's step for vectors, then ours for the rest."
-        matrices = [(p, p.grad, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None and p.ndim > 1 and len(p) > 1]
+        "Adam's step for what is small, then ours for the rest."
+        matrices = [(p, p.grad, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None and p.ndim > 1 and min(p.shape[:2]) >= 8]
         for p, _, _ in matrices: p.grad = None
         super().step()
         for p, gradient, rate in matrices:
