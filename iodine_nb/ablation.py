@@ -121,8 +121,8 @@ ARMS = {
     "cell state": dict(model__refinement__update_from="cell"),
     "gradient of masks": dict(model__mask_gradient="masks"),
     "muon": dict(training__optimiser="muon"),
-    "rate 3e-4": dict(training__learning_rate=3e-4),
-    "rate 3e-3": dict(training__learning_rate=3e-3),
+    "D = 8": dict(model__latent=8),
+    "muon, D = 8": dict(training__optimiser="muon", model__latent=8),
     "port": {k: v for k, v in PORT.items() if k not in ("training__learning_rate", "training__beta1")},
 }
 

@@ -33,7 +33,7 @@ def test_desk_reaches_the_bar(tmp_path):
     assert np.mean(single) >= .88 and min(best_of_3) >= .97, (single, best_of_3)
 
 
-SHIPPED = ("desk", "desk_sprites", "desk_clevr")
+SHIPPED = ("desk", "desk_sprites", "desk_clevr", "muon_clevr")
 LABELS = {"best_of_1": "best of 1 ", "best_of_3": "best of 3 ", "best_of_3_descent_20": "best of 3, descent 20", "best_of_3_explanation": "best of 3, by explanation", "best_of_10_iterations_5": "best of 10, T = 5"}
 
 
