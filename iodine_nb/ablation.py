@@ -126,11 +126,12 @@ ARMS = {
     "port": {k: v for k, v in PORT.items() if k not in ("training__learning_rate", "training__beta1")},
 }
 
+# %% ../nbs/20_ablation.ipynb #c013
 def small(*arms: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 6_000) -> Ablation:
     "The log's ablation with these arms, up to this step."
     return Ablation(runs_folder() / "small", preset("small").change(training__steps=steps), {a: ARMS[a] for a in arms}, seeds)
 
-# %% ../nbs/20_ablation.ipynb #c015
+# %% ../nbs/20_ablation.ipynb #c016
 TINY = preset("small").change(model__iterations=2, model__latent=4, model__decoder__channels=(8, 8), model__refinement__channels=(8,), training__steps=4, training__batch_size=2, training__warmup=0,
                               training__log_every=2, training__evaluate_every=2, training__evaluate_scenes=4, training__checkpoint_every=2, training__precision="float32")
 
