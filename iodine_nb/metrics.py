@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
-           'mean_iou', 'segmentation_scores', 'decomposition_scores', 'evaluate', 'score_table', 'object_latents',
-           'probe_factors', 'disentanglement', 'probe_table']
+           'mean_iou', 'segmentation_scores', 'decomposition_scores', 'evaluate', 'score_table', 'way_of',
+           'mean_and_spread', 'card_table', 'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
 
 # %% ../nbs/16_metrics.ipynb #c002
 import math
@@ -68,7 +68,7 @@ def segmentation_scores(true: Integer[Tensor, "B H W"], predicted: Integer[Tenso
 
 def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None,
                          by: str = "masks", **infer) -> dict[str, Float[Tensor, "B"]]:
-    "The scores of a model with `infer`, at its last iteration, for every image; MSE per pixel and channel, images in [0, 1]. By `masks` or by `explanation`: how pixels get their slots."
+    "The scores of a model with `infer`, at its last iteration, for every image; MSE per pixel and channel, images in [0, 1]. `by` says how pixels get their slots: masks or explanation."
     if by not in ("masks", "explanation"): raise ValueError(f"by: must be masks or explanation, is {by!r}")
     last = model.infer(batch.image, generator=generator, **infer)[-1]
     scores = {} if batch.mask is None else segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation)
@@ -107,6 +107,22 @@ def score_table(scores: dict[str, list[float]]) -> str:
     return "\n".join(row(n, scores[n]) for n in SCORES if n in scores)
 
 # %% ../nbs/16_metrics.ipynb #c018
+def way_of(key: str) -> str:
+    "The way of inference that a card's scores are kept under, in words."
+    words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_explanation": ", by explanation"}
+    for part, said in words.items(): key = key.replace(part, said)
+    return "single runs" if key == "best of 1" else key
+
+def mean_and_spread(values: list[float], digits: int = 3) -> str:
+    "Mean ± standard deviation."
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+
+def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
+    rows = [f"| {label} | {way_of(key)} | " + " | ".join(mean_and_spread(v[s], 4 if s == "mse" else 3) for s in SCORES) + " |" for label, card in scores.items() for key, v in card.items()]
+    return "\n".join(["| weights | | " + " | ".join(SCORES.values()) + " |", "|---" * (2 + len(SCORES)) + "|", *rows])
+
+# %% ../nbs/16_metrics.ipynb #c021
 @torch.no_grad()
 def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None, part: int = 32, **infer) -> tuple[Float[np.ndarray, "M D"], dict[str, np.ndarray]]:
     "Posterior means of the slots that are matched to objects, and these objects' factors."
@@ -123,7 +139,7 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
         for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy() + 1])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
-# %% ../nbs/16_metrics.ipynb #c020
+# %% ../nbs/16_metrics.ipynb #c023
 KINDS = ("shape", "size", "material", "color", "category", "instance", "lighting", "label")  # codes, where they are single numbers
 ANGLES = {"orientation": 1., "rotation": math.pi / 180, "azimuth": math.pi / 9}  # in radians: read as cosine and sine
 
@@ -135,7 +151,7 @@ def _columns(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool
         else: found |= {k if v.ndim == 1 else f"{k} {i}": (c, k in KINDS and v.ndim == 1) for i, c in enumerate(v.reshape(len(v), -1).T)}
     return {k: (c, kinds) for k, (c, kinds) in found.items() if len(np.unique(c)) > 1}
 
-# %% ../nbs/16_metrics.ipynb #c021
+# %% ../nbs/16_metrics.ipynb #c024
 def probe_factors(z: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0):
     "How well each factor is read from latents, and DCI: ({factor: scores}, importances [D, F], {disentanglement, completeness})."
     columns, scores, importance = _columns(factors), {}, []
@@ -158,7 +174,7 @@ def disentanglement(importance: Float[np.ndarray, "D F"]) -> dict[str, float]:
     c = 1 - entropy(share(importance), max(2, importance.shape[0]))
     return {"disentanglement": float((d * importance.sum(1)).sum() / importance.sum()), "completeness": float(c.mean())}
 
-# %% ../nbs/16_metrics.ipynb #c022
+# %% ../nbs/16_metrics.ipynb #c025
 def probe_table(scores: dict[str, dict]) -> str:
     "Scores of `probe_factors` as a Markdown table."
     rows = [f"| {k} | {'accuracy' if s['kinds'] else 'R²'} | {s['linear']:.2f} | {s['forest']:.2f} | {s['chance']:.2f} |" for k, s in scores.items()]
