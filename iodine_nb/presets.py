@@ -140,6 +140,9 @@ _add("desk_clevr", "clevr_with_masks", _desk32.model.change(slots=7), _desk32.tr
 _muon = PRESETS["desk_clevr"].training.change(optimiser="muon", steps=4_000, decay_steps=12_000)
 _add("muon_clevr_start", "clevr_with_masks", PRESETS["desk_clevr"].model.change(latent=6), _muon)
 _add("muon_clevr", "clevr_with_masks", PRESETS["muon_clevr_start"].model.change(iterations=5, kl_weight=.4), _muon.change(steps=5_000, decay_steps=5_000, learning_rate=5e-4, warmup=100))
+_sprites64 = PRESETS["desk_sprites_start"].model.change(image=(3, 64, 64), latent=10, kl_weight=.4, refinement__channels=(32, 32, 32, 64))
+_add("muon_sprites_start", _sprites.data, _sprites64, _muon)
+_add("muon_sprites", _sprites.data, _sprites64.change(iterations=5, sigma=.1), _muon.change(steps=3_000, decay_steps=3_000, learning_rate=5e-4, warmup=100, evaluate_every=500))
 
 # %% ../nbs/15_presets.ipynb #c023
 _start = PRESETS["desk_start"]

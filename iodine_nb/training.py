@@ -274,7 +274,7 @@ def loop(self: _Run, step: int, progress: bool) -> Record:
                 if step % c.checkpoint_every: self.save(step)
                 bar.write(f"stopped after step {step} of {c.steps}, checkpoint in {self.record.path}; the same command goes on from there")
                 break
-    bar.close()
+    bar.close(); self.accelerator.wait_for_everyone()  # or another process could go on before the first has written its checkpoint
     return self.record
 
 @patch

@@ -45,6 +45,22 @@ def test_two_processes_equal_one_and_resume_as_one(tmp_path, data):
             assert torch.allclose(a[k], b[k], atol=1e-3 if shift else 1e-6), k
 
 
+def test_fit_returns_when_the_checkpoint_is_there(tmp_path, data):
+    (tmp_path / "twice.py").write_text(f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import iodine_nb.training as training
+from iodine_nb.data import SceneFile
+from small import train
+save = training.save_checkpoint
+def late(*args): time.sleep(1); save(*args)
+training.save_checkpoint = late
+for steps in (3, 6): train({str(tmp_path / "twice")!r}, SceneFile({str(data.path)!r}), steps)
+""")
+    finished(subprocess.Popen([BIN / "torchrun", "--standalone", "--nproc-per-node", "2", tmp_path / "twice.py"], env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    a, b = load_file(train(tmp_path / "once", data, 6).checkpoint), load_file(tmp_path / "twice/checkpoint.safetensors")
+    assert all(torch.allclose(a[k], b[k], atol=1e-3 if k == "model/decoder.layers.2.bias" else 1e-6) for k in a if k.startswith("model/"))  # that bias: as above
+
+
 def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, data):
     process = job(2, tmp_path / "run", data, 100_000)
     try:
