@@ -33,7 +33,8 @@ def test_desk_reaches_the_bar(tmp_path):
     assert np.mean(single) >= .88 and min(best_of_3) >= .97, (single, best_of_3)
 
 
-SHIPPED = ("desk", "desk_sprites", "desk_clevr", "muon_clevr")
+SHOWN = ("desk", "muon_sprites", "muon_clevr")
+SHIPPED = (*SHOWN, "desk_sprites", "desk_clevr")  # these are kept for the log's entries about them
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -46,18 +47,18 @@ def test_card_and_record_agree(name):
     assert Record(TOP / "data/runs" / name).log()[-1]["step"] == card["steps"]
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "desk_clevr"])  # kept for the log's entries about it
+@pytest.mark.parametrize("name", SHOWN)
 def test_readme_quotes_the_card(name):
     scores, readme = load_model(name)[1]["scores"], (TOP / "README.md").read_text()
     for runs, found in scores.items():
-        way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs"}.get(runs, way_of(runs))
+        way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs", "best_of_10": "best of 10 runs"}.get(runs, way_of(runs))
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`, {way}"))
         for quantity in ("ari_fg", "ari", "miou", "mse"):
             mean = np.mean(found[quantity])
             assert (f"{mean:.4f}" if quantity == "mse" else f"{mean:.3f}") in row, (runs, quantity)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHOWN)
 def test_eval_without_a_file_reprints_the_card(name, tmp_path):
     assert main(["eval", name, "--seeds", "1", "--out", str(tmp_path / "scores.json")]) == 0
     found, card = json.loads((tmp_path / "scores.json").read_text()), load_model(name)[1]["scores"]["best_of_1"]
