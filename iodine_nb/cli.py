@@ -230,7 +230,7 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: P
 
 # %% ../nbs/19_cli.ipynb #c018
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320, seeds: int = 3,
-          slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0,
+          slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0, kl_weight: float = 1.,
           by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
     """Score weights on a scene file.
 
@@ -243,14 +243,15 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         iterations: as in training if not said
         restarts: infer each image so many times and keep the run with the lowest loss
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
+        kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
         by: whether a pixel goes to the slot with the largest mask or to the one that explains it best, mask and mean together
         out: write the scores as JSON too
     """
     model, card = load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         file = SceneFile(data) if data else held_out_scenes(Preset.from_dict(card["preset"]), Path(folder) / "held_out.h5", scenes)
-        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts, descent=descent, by=by)
-    how = f"best of {restarts}" + f", descent {descent}" * (descent > 0) + ", by explanation" * (by == "explanation")
+        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts, descent=descent, kl_weight=kl_weight, by=by)
+    how = f"best of {restarts}" + f", descent {descent}" * (descent > 0) + f", KL × {kl_weight:g}" * (kl_weight != 1) + ", by explanation" * (by == "explanation")
     print(f"{weights} on {data.name if data else 'generated scenes'}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, {how}\n{score_table(scores)}")
     if out: write_json(out, scores)
 

@@ -230,12 +230,12 @@ IODINE.compiled = ("decoder", "mixture", "inputs", "refinement")  # what torch.c
 
 # %% ../nbs/14_iodine.ipynb #c029
 @patch
-def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: int, steps: int, generator, sigma_factor: float) -> list[Evaluation]:
+def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: int, steps: int, generator, **options) -> list[Evaluation]:
     "One run of the inference: evaluations at t = 0…steps."
     λ, memory, evaluations = self.start(len(images), slots, generator).detach(), None, []
     for t in range(steps + 1):
         with torch.enable_grad():
-            e = self.evaluate(images, λ.requires_grad_(), self.noise(len(images), slots, generator), sigma_factor=sigma_factor)
+            e = self.evaluate(images, λ.requires_grad_(), self.noise(len(images), slots, generator), **options)
             g = self.gradients(e) if t < steps else None
         evaluations.append(e := e.detached())
         if t < steps:
@@ -244,13 +244,13 @@ def _refine_from_start(self: IODINE, images: Float[Tensor, "B C H W"], slots: in
 
 # %% ../nbs/14_iodine.ipynb #c031
 @patch
-def _descend(self: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, sigma_factor: float, rate: float = .02) -> Evaluation:
+def _descend(self: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, rate: float = .02, **options) -> Evaluation:
     "Where so many steps of Adam on λ, down the model's own loss, lead from `e`."
     λ = e.λ.clone().requires_grad_()
     optimiser = torch.optim.Adam([λ], rate)
     for step in range(steps + 1):
         with torch.enable_grad():
-            e = self.evaluate(images, λ, self.noise(*λ.shape[:2], generator), sigma_factor=sigma_factor)
+            e = self.evaluate(images, λ, self.noise(*λ.shape[:2], generator), **options)
             if step == steps: return e.detached()
             λ.grad, = torch.autograd.grad(e.loss.sum(), λ)
         optimiser.step()
@@ -263,14 +263,16 @@ def _choose(runs: list, best: Int[Tensor, "B"]):
 
 @patch
 def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0,
-          generator: torch.Generator | Noise | None = None, sigma_factor: float = 1.) -> list[Evaluation]:
-    "Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, and after `descent` steps of Adam if any, in the best of `restarts` runs of each image."
+          generator: torch.Generator | Noise | None = None, kl_weight: float = 1., sigma_factor: float = 1.) -> list[Evaluation]:
+    "Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, and after `descent` steps of Adam if any, in the best of `restarts` runs of each image, by the loss. `kl_weight` and `sigma_factor` multiply the model's own, for all of it."
     self.check_images(tuple(images.shape[1:]), "images")
     slots, steps = self.config.slots if slots is None else slots, self.config.iterations if iterations is None else iterations
     if slots < 1 or steps < 0 or restarts < 1 or descent < 0:
         raise ValueError(f"slots and restarts must be at least 1, iterations and descent at least 0, are {slots}, {restarts}, {steps} and {descent}")
-    runs = [self._refine_from_start(images, slots, steps, generator, sigma_factor) for _ in range(restarts)]
-    if descent: runs = [[*run, self._descend(images, run[-1], descent, generator, sigma_factor)] for run in runs]
+    if kl_weight < 0 or sigma_factor <= 0: raise ValueError(f"kl_weight must be at least 0 and sigma_factor above 0, are {kl_weight} and {sigma_factor}")
+    options = dict(kl_weight=kl_weight, sigma_factor=sigma_factor)
+    runs = [self._refine_from_start(images, slots, steps, generator, **options) for _ in range(restarts)]
+    if descent: runs = [[*run, self._descend(images, run[-1], descent, generator, **options)] for run in runs]
     if restarts == 1: return runs[0]
     best = torch.stack([run[-1].loss for run in runs]).argmin(0)
     return [_choose(list(evaluations), best) for evaluations in zip(*runs)]

@@ -109,7 +109,7 @@ def score_table(scores: dict[str, list[float]]) -> str:
 # %% ../nbs/16_metrics.ipynb #c018
 def way_of(key: str) -> str:
     "The way of inference that a card's scores are kept under, in words."
-    words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_explanation": ", by explanation"}
+    words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_kl_": ", KL × ", "_explanation": ", by explanation"}
     for part, said in words.items(): key = key.replace(part, said)
     return "single runs" if key == "best of 1" else key
 

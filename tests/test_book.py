@@ -82,8 +82,8 @@ def test_pictures_from_the_command_line(tmp_path, capsys):
     (tmp_path / "p").mkdir()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p/a.png")
     assert main(["data", "folder", str(tmp_path / "p"), "--out", str(tmp_path / "p.h5"), "--size", "35", "35"]) == 0
-    assert SceneFile(tmp_path / "p.h5").shape == (3, 35, 35) and main(["eval", "desk", str(tmp_path / "p.h5"), "--seeds", "1", "--descent", "2", "--by", "explanation"]) == 0
-    assert "best of 1, descent 2, by explanation\nMSE" in capsys.readouterr().out
+    assert SceneFile(tmp_path / "p.h5").shape == (3, 35, 35) and main(["eval", "desk", str(tmp_path / "p.h5"), "--seeds", "1", "--descent", "2", "--kl-weight", "2", "--by", "explanation"]) == 0
+    assert "best of 1, descent 2, KL × 2, by explanation\nMSE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line, said", [("eval nothing s.h5", "no such weights"), ("eval iterative_desk", "iterative_desk.json: no Preset; weights of another kind of model?"), ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
