@@ -29,8 +29,8 @@ def test_desk_reaches_the_bar(tmp_path):
     save_scenes(tmp_path / "t.h5", tetrominoes(320, np.random.default_rng(31_415)), "tetrominoes", {})
     model, _ = load_model("desk")
     single = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2))["ari_fg"]
-    best_of_3 = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0,), restarts=3)["ari_fg"]
-    assert np.mean(single) >= .88 and best_of_3[0] >= .97, (single, best_of_3)
+    best_of_3 = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2), restarts=3)["ari_fg"]
+    assert np.mean(single) >= .88 and min(best_of_3) >= .97, (single, best_of_3)
 
 
 SHOWN = ("desk", "muon_sprites", "muon_clevr")
@@ -58,7 +58,7 @@ def test_readme_quotes_the_card(name):
             assert (f"{mean:.4f}" if quantity == "mse" else f"{mean:.3f}") in row, (runs, quantity)
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_eval_without_a_file_reprints_the_card(name, tmp_path):
     assert main(["eval", name, "--seeds", "1", "--out", str(tmp_path / "scores.json")]) == 0
     found, card = json.loads((tmp_path / "scores.json").read_text()), load_model(name)[1]["scores"]["best_of_1"]
