@@ -39,9 +39,10 @@ class Mixture(NamedTuple):
     def mask_posterior(self): return self.log_components.softmax(1)
 
     @property
-    def leave_one_out(self):
-        joint = self.log_masks + self.log_components
-        return self.log_likelihood - (_logsumexp_of_others(joint) - _logsumexp_of_others(self.log_masks))
+    def log_joint(self): return self.log_masks + self.log_components  # log m_k p(x_i | μ_k); its softmax: how probably slot k made the pixel
+
+    @property
+    def leave_one_out(self): return self.log_likelihood - (_logsumexp_of_others(self.log_joint) - _logsumexp_of_others(self.log_masks))
 
 def _logsumexp_of_others(v: Float[Tensor, "B K *rest"]) -> Float[Tensor, "B K *rest"]:
     "For each slot, log Σ exp over all the other slots; the lowest value there is, if there is no other."

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .core import Config, Noise, normal
 from .data import Batch
-from .decoder import Decoder, DecoderConfig
-from .distributions import Mixture, posterior, spatial_mixture
+from .decoder import Decoder, DecoderConfig, Frame
+from .distributions import Mixture, Posterior, posterior, spatial_mixture
 from .inputs import ALL_INPUTS, RefinementInputs, State, check_inputs
 from .refinement import Refinement, RefinementConfig
 
@@ -46,6 +46,7 @@ class IODINEConfig(Config):
     coordinates: Literal["linear", "cosine"] = "linear"  # those of f_φ
     normalisation: Literal["affine", "plain", "none"] = "affine"  # LayerNorm of the inputs marked so
     mask_gradient: Literal["logits", "masks"] = "logits"  # with respect to what
+    frame: Frame = "picture"  # slot: the first two latents are the slot's place, coordinates count from there, f_φ looks there (13_refinement)
     decoder: DecoderConfig = DecoderConfig()
     refinement: RefinementConfig = RefinementConfig()
 
@@ -56,6 +57,7 @@ class IODINEConfig(Config):
         self.at_least(0, "kl_weight")
         for name in ("sigma", "prior_variance", "start_variance"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
+        if self.frame == "slot" and (self.latent < 3 or min(self.image[1:]) < 4): raise ValueError(f"frame: slot needs latent of at least 3 (two are the place) and an image of at least 4×4, are {self.latent} and {self.image}")
         check_inputs(self.inputs)
 
 # %% ../nbs/14_iodine.ipynb #c007
@@ -92,7 +94,7 @@ class Evaluation(NamedTuple):
 @patch(as_prop=True)
 def explanation(self: Evaluation) -> Int[Tensor, "B H W"]:
     "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
-    return (self.mixture.log_masks + self.mixture.log_components)[:, :, 0].argmax(1)
+    return self.mixture.log_joint[:, :, 0].argmax(1)
 
 # %% ../nbs/14_iodine.ipynb #c009
 class IODINE(nn.Module):
@@ -100,9 +102,9 @@ class IODINE(nn.Module):
     def __init__(self, config: IODINEConfig):
         super().__init__()
         self.config = c = config
-        self.decoder = Decoder(c.decoder, c.latent, c.image)
+        self.decoder = Decoder(c.decoder, c.latent, c.image, c.frame)
         self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation, c.flat_inputs)
-        self.refinement = Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
+        self.refinement = Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:], c.frame)
         variance = math.log(c.start_variance) if c.variance == "exp" else math.log(math.expm1(c.start_variance))
         start = torch.cat([torch.zeros(c.latent), torch.full((c.latent,), variance)])
         self.λ_0 = nn.Parameter(start.repeat(c.slots if c.start == "per_slot" else 1, 1))
@@ -133,6 +135,7 @@ def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B
     "Sample z from λ, decode it, and compare with the image."
     c, q = self.config, posterior(λ, self.config.variance)
     z = q.sample(noise)  # equation (2)
+    if c.frame == "slot": z, q = torch.cat([q.mean[..., :2], z[..., 2:]], -1), Posterior(*(v[..., 2:] for v in q))  # the place is measured
     means, mask_logits = self.decoder(z)
     if c.means == "sigmoid": means = means.sigmoid()
     mixture = self.mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)  # equation (1)
@@ -143,7 +146,8 @@ def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B
 def refine(self: IODINE, image: Float[Tensor, "B C H W"], e: Evaluation, gradients, memory):
     "Equation (3): the next λ [B, K, 2D], and what the LSTM remembers."
     spatial, flat = self.inputs(State(image, e.λ, e.means, e.mask_logits, e.mixture, *gradients))
-    λ, memory = self.refinement(spatial, flat, e.λ.flatten(0, 1), memory)
+    share = e.mixture.log_joint.detach().softmax(1).flatten(0, 1) if self.config.frame == "slot" else None
+    λ, memory = self.refinement(spatial, flat, e.λ.flatten(0, 1), memory, share)
     return λ.view_as(e.λ), memory
 
 # %% ../nbs/14_iodine.ipynb #c013

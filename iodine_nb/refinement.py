@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .core import Config
-from .decoder import ACTIVATIONS, Activation
+from .decoder import ACTIVATIONS, PLACE, Activation, Frame
 
 # %% ../nbs/13_refinement.ipynb #c005
 @dataclass(frozen=True)
@@ -39,25 +40,32 @@ LSTMState = tuple[Float[Tensor, "N U"], Float[Tensor, "N U"]] | None
 
 class Refinement(nn.Module):
     "f_φ and its update: from inputs and λ to the next λ."
-    def __init__(self, config: RefinementConfig, channels: int, flat: int, latent: int, size: tuple[int, int]):
+    def __init__(self, config: RefinementConfig, channels: int, flat: int, latent: int, size: tuple[int, int], frame: Frame = "picture"):
         super().__init__()
-        self.config = config
+        self.config, own = config, frame == "slot"
+        if own: size, flat = (size[0] // 2, size[1] // 2), flat + 5
         self.convolutions, features = _convolutions(config, channels, size)
-        self.mlp, width = _mlp(features, config.mlp, config.activation)
+        self.window = _convolutions(config, channels, size)[0] if own else None
+        self.mlp, width = _mlp(features * (1 + own), config.mlp, config.activation)
         width += flat
         self.lstm = nn.LSTMCell(width, config.lstm) if config.lstm else None
         self.head = nn.Linear(config.lstm or width, 2 * latent * (2 if config.update == "gated" else 1))
 
     def forward(self, spatial: Float[Tensor, "N I H W"], flat: Float[Tensor, "N F"], λ: Float[Tensor, "N L"],
-                state: LSTMState = None) -> tuple[Float[Tensor, "N L"], LSTMState]:
-        "Equation (3): the next λ, and the LSTM's state."
-        h = self.convolutions(spatial)
-        h = h.mean((2, 3)) if self.config.pooling == "average" else h.flatten(1)
+                state: LSTMState = None, share: Float[Tensor, "N 1 H W"] | None = None) -> tuple[Float[Tensor, "N L"], LSTMState]:
+        "Equation (3): the next λ, and the LSTM's state. In the slot's frame, `share` says how probably the slot made each pixel."
+        if self.window is None: h = self._pooled(self.convolutions(spatial))
+        else:
+            place, corner, measured = _whereabouts(share, λ)
+            h = torch.cat([self._pooled(self.convolutions(F.avg_pool2d(spatial, 2))), self._pooled(self.window(_cut_out(spatial, corner)))], 1)
+            λ, flat = torch.cat([place.to(λ.dtype) / PLACE, λ[:, 2:]], 1), torch.cat([flat, measured], 1)
         h = torch.cat([self.mlp(h), flat], 1)
         if self.lstm is not None:
             state = self.lstm(h, state)
             h = state[0 if self.config.update_from == "hidden" else 1]
         return self._update(λ, self.head(h)), state
+
+    def _pooled(self, h: Tensor) -> Tensor: return h.mean((2, 3)) if self.config.pooling == "average" else h.flatten(1)
 
     def _update(self, λ: Tensor, out: Tensor) -> Tensor:
         out = out.to(λ.dtype)
@@ -81,3 +89,25 @@ def _mlp(width: int, sizes: tuple[int, ...], activation: str) -> tuple[nn.Sequen
         layers += [nn.Linear(width, size), ACTIVATIONS[activation]()]
         width = size
     return nn.Sequential(*layers), width
+
+# %% ../nbs/13_refinement.ipynb #c012b
+def _whereabouts(share: Float[Tensor, "N 1 H W"], λ: Float[Tensor, "N L"]) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "N 2"], Float[Tensor, "N 5"]]:
+    "The centre of each slot's share, row and column from -1 to 1; the upper left pixel of the window around it; and for f_φ: how far the centre is from the last place, the share's size, and where in the window it lies."
+    h, w = size = torch.tensor(share.shape[-2:], device=share.device)
+    weight = (share - share.mean((2, 3), keepdim=True)).relu() ** 2
+    mass = weight.sum((1, 2, 3)).clamp_min(1e-6)
+    line = lambda n: torch.linspace(-1, 1, n, device=share.device, dtype=share.dtype)
+    place = torch.stack([(weight.sum((1, 3)) * line(h)).sum(1), (weight.sum((1, 2)) * line(w)).sum(1)], 1) / mass[:, None]  # no product of matrices: those are rounded under autocast
+    middle = (size // 2 - 1) / 2  # of the window, in pixels from its corner
+    at = (place + 1) / 2 * (size - 1)
+    corner = (at - middle).round()
+    measured = [place - PLACE * λ[:, :2].detach(), 4 * (mass / (h * w)).sqrt()[:, None], (at - corner - middle) / (size - 1) * size / 2]
+    return place, corner.long(), torch.cat(measured, 1)
+
+def _cut_out(spatial: Float[Tensor, "N I H W"], corner: Int[Tensor, "N 2"]) -> Float[Tensor, "N I h w"]:
+    "The windows of half the height and width from these pixels on; 0 outside of the picture."
+    h, w = spatial.shape[-2:]
+    rows, columns = (corner[:, i, None] + torch.arange(n // 2, device=corner.device) for i, n in enumerate((h, w)))
+    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[:, None, None, :]
+    band = spatial.gather(2, rows.clamp(0, h - 1)[:, None, :, None].expand(-1, spatial.shape[1], -1, w))
+    return band.gather(3, columns.clamp(0, w - 1)[:, None, None, :].expand(-1, spatial.shape[1], h // 2, -1)) * inside

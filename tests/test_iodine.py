@@ -36,9 +36,9 @@ def draws(model, config, n=2):
 
 
 @settings(max_examples=40, deadline=None)
-@given(options, st.booleans())
-def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detached):
-    config = IODINEConfig(sigma=.3, **fields)
+@given(options, st.booleans(), st.booleans())
+def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detached, own_frame):
+    config = IODINEConfig(sigma=.3, **fields | (dict(frame="slot", latent=fields["latent"] + 2) if own_frame else {}))
     model = build(config)
     image, noise = draws(model, config)
     kw = dict(weights=loss_weights(config.iterations, config.weights), kl_weight=.7, sigma_factor=1.1)
@@ -51,6 +51,18 @@ def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detache
     for (name, p), a, b in zip(model.named_parameters(), ours, reference):
         b = torch.zeros_like(p) if b is None else b
         assert (a - b).norm() <= 1e-9 * b.norm() + 1e-13 * scale, name
+
+
+def test_in_its_own_frame_a_slots_place_is_not_drawn_and_costs_nothing():
+    config = IODINEConfig((1, 8, 8), 3, 5, 2, start="drawn", frame="slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    image, noise = draws(model, config)
+    λ = model.start(2, 3, seeded(3)).detach()
+    moved = λ.clone(); moved[..., :2] += .7
+    e, other, further = (model.evaluate(image, l, n) for l, n in ((λ, noise[0]), (λ, noise[1]), (moved, noise[0])))
+    assert torch.equal(e.z[..., :2], λ[..., :2]) and torch.equal(e.z[..., :2], other.z[..., :2]) and not torch.allclose(e.z[..., 2:], other.z[..., 2:])
+    assert torch.equal(e.kl, further.kl) and not torch.allclose(e.mask_logits, further.mask_logits)
+    with pytest.raises(ValueError, match="frame: slot needs latent of at least 3"): config.change(latent=2)
 
 
 @pytest.mark.parametrize("mode", ["exact", "truncated", "detached"])
