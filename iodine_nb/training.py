@@ -214,7 +214,7 @@ def fit(model: nn.Module,
     if record.log() and not record.checkpoint.exists():
         raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, which a new run would overwrite; choose another folder")
     if config.batch_size % (parts := accelerator.num_processes * config.accumulate):
-        raise ValueError(f"training.batch_size: {config.batch_size} images cannot be cut into {accelerator.num_processes} processes × {config.accumulate} pieces; take a multiple of {parts}")
+        raise ValueError(f"training.batch_size: {config.batch_size} images cannot be cut into {accelerator.num_processes} processes × {config.accumulate} pieces (training.accumulate); take a multiple of {parts}")
     loader = train.loader(config.batch_size, config.seed, accelerator.device)
     about = (describe or {}) | {"training": config.to_dict(), "data_file": train.describe()}
     same_run = about | {"training": {k: v for k, v in config.to_dict().items() if k not in _MAY_CHANGE}}
