@@ -110,7 +110,7 @@ def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
 
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIELDS = {"model__slots": st.integers(-1, 5), "model__latent": st.integers(-1, 5), "model__iterations": st.integers(-1, 2), "model__sigma": st.sampled_from([-1., 0., .05, 1., "x"]),
-          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]), "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
+          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]), "model__frame": st.sampled_from(["picture", "slot", "here"]), "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
           "model__image": st.sampled_from([(3, 14, 14), (2, 14, 14), (3, 14), (3, 0, 14)]), "model__decoder__kernel": st.sampled_from([0, 2, 3, -3]),
           "model__decoder__channels": st.sampled_from([(4,), (), (0,), (4, 4, 4)]), "model__decoder__upsampling": st.integers(-1, 3),
           "model__refinement__channels": st.sampled_from([(4,), (), (4, 0)]), "model__refinement__lstm": st.integers(-1, 4), "model__refinement__mlp": st.sampled_from([(), (4,), (-4,)]),
