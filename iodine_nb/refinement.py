@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -65,13 +66,16 @@ class Refinement(nn.Module):
             h = state[0 if self.config.update_from == "hidden" else 1]
         return self._update(λ, self.head(h)), state
 
-    def _pooled(self, h: Tensor) -> Tensor: return h.mean((2, 3)) if self.config.pooling == "average" else h.flatten(1)
+# %% ../nbs/13_refinement.ipynb #c006a
+@patch
+def _pooled(self: Refinement, h: Tensor) -> Tensor: return h.mean((2, 3)) if self.config.pooling == "average" else h.flatten(1)
 
-    def _update(self, λ: Tensor, out: Tensor) -> Tensor:
-        out = out.to(λ.dtype)
-        if self.config.update == "additive": return λ + out
-        proposal, gate = out.chunk(2, -1)
-        return torch.lerp(proposal, λ, gate.sigmoid())
+@patch
+def _update(self: Refinement, λ: Tensor, out: Tensor) -> Tensor:
+    out = out.to(λ.dtype)
+    if self.config.update == "additive": return λ + out
+    proposal, gate = out.chunk(2, -1)
+    return torch.lerp(proposal, λ, gate.sigmoid())
 
 # %% ../nbs/13_refinement.ipynb #c007
 def _convolutions(config: RefinementConfig, channels: int, size: tuple[int, int]) -> tuple[nn.Sequential, int]:
