@@ -97,7 +97,8 @@ def _mlp(width: int, sizes: tuple[int, ...], activation: str) -> tuple[nn.Sequen
 # %% ../nbs/13_refinement.ipynb #c012b
 def _whereabouts(share: Float[Tensor, "N 1 H W"], λ: Float[Tensor, "N L"]) -> tuple[Float[Tensor, "N 2"], Int[Tensor, "N 2"], Float[Tensor, "N 5"]]:
     "The centre of each slot's share, row and column from -1 to 1; the upper left pixel of the window around it; and for f_φ: how far the centre is from the last place, the share's size, and where in the window it lies."
-    h, w = size = torch.tensor(share.shape[-2:], device=share.device)
+    h, w = share.shape[-2:]
+    size = share.new_tensor([h, w])
     weight = (share - share.mean((2, 3), keepdim=True)).relu() ** 2
     mass = weight.sum((1, 2, 3)).clamp_min(1e-6)
     line = lambda n: torch.linspace(-1, 1, n, device=share.device, dtype=share.dtype)

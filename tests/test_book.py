@@ -47,12 +47,14 @@ def test_card_and_record_agree(name):
     assert Record(TOP / "data/runs" / name).log()[-1]["step"] == card["steps"]
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_readme_quotes_the_card(name):
+    "Every row of those that are shown; of the others the rows that are there."
     scores, readme = load_model(name)[1]["scores"], (TOP / "README.md").read_text()
     for runs, found in scores.items():
         way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs", "best_of_10": "best of 10 runs"}.get(runs, way_of(runs))
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`, {way}"))
+        row = next((line for line in readme.splitlines() if re.match(rf"\| `{name}`, {way}[ ,|]", line)), None)
+        if row is None and name not in SHOWN: continue
         for quantity in ("ari_fg", "ari", "miou", "mse"):
             mean = np.mean(found[quantity])
             assert (f"{mean:.4f}" if quantity == "mse" else f"{mean:.3f}") in row, (runs, quantity)
