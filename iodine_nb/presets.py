@@ -145,7 +145,8 @@ _add("muon_sprites_start", _sprites.data, _sprites64, _muon)
 _add("muon_sprites", _sprites.data, _sprites64.change(iterations=5, sigma=.1), _muon.change(steps=3_000, decay_steps=3_000, learning_rate=5e-4, warmup=100, evaluate_every=500))
 _framed = _sprites64.change(frame="slot", refinement__channels=(32, 32, 64))
 _add("framed_sprites_start", _sprites.data, _framed, _muon.change(steps=2_000, evaluate_every=500, checkpoint_every=100))
-_add("framed_sprites", _sprites.data, _framed.change(iterations=5, sigma=.1), PRESETS["muon_sprites"].training.change(steps=1_400, decay_steps=1_400, learning_rate=7e-4, checkpoint_every=100))
+_add("framed_sprites_middle", _sprites.data, _framed.change(iterations=5, sigma=.1), PRESETS["muon_sprites"].training.change(steps=1_400, decay_steps=1_400, learning_rate=7e-4, checkpoint_every=100))
+_add("framed_sprites", _sprites.data, PRESETS["framed_sprites_middle"].model, PRESETS["framed_sprites_middle"].training.change(steps=3_000, decay_steps=3_000))
 
 # %% ../nbs/15_presets.ipynb #c023
 _start = PRESETS["desk_start"]
