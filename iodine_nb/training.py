@@ -275,7 +275,7 @@ def loop(self: _Run, step: int, progress: bool) -> Record:
                 bar.write(f"stopped after step {step} of {c.steps}, checkpoint in {self.record.path}; the same command goes on from there")
                 break
     bar.close(); self.accelerator.wait_for_everyone()  # or another process could go on before the first has written its checkpoint
-    atexit.register(self.accelerator.end_training)  # or a thread of the process group could outlive Python, which aborts the process
+    atexit.register(self.accelerator.state.destroy_process_group)  # or a thread of the process group could outlive Python, which aborts the process
     return self.record
 
 @patch

@@ -1,5 +1,5 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
-import json, os, resource, signal
+import gc, json, os, resource, signal, weakref
 
 import pytest
 import torch
@@ -167,6 +167,14 @@ def test_any_model_trains(tmp_path, data):
     record = fit(Mean(), data, TINY.training.change(steps=20, learning_rate=.05, log_every=5), tmp_path / "m", progress=False)
     steps, values = record.curve("loss")
     assert list(steps) == [5, 10, 15, 20] and values[-1] < values[0]
+
+
+def test_a_finished_run_lets_go_of_its_model(tmp_path, data):
+    model = IODINE(TINY.model)
+    there = weakref.ref(model)
+    fit(model, data, TINY.training.change(steps=1), tmp_path / "run", progress=False)
+    del model; gc.collect()
+    assert there() is None
 
 
 def test_the_record_says_what_ran(tmp_path, data):
