@@ -17,16 +17,16 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from .clevr import Look, clevr, norb_scenes
+from .scenes.clevr import Look, clevr, norb_scenes
 from .core import default_device, write_json
-from .data import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
-from .iodine import IODINE
-from .metrics import evaluate, score_table
-from .plots import plot_scenes, save
-from .presets import PRESETS, Preset, held_out_scenes
-from .sources import REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb, other_kind
-from .sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
-from .training import begin_with, export_weights, fit, load_model
+from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
+from .models.iodine import IODINE
+from .training.metrics import evaluate, score_table
+from .tools.plots import plot_scenes, save
+from .experiments.presets import PRESETS, Preset, held_out_scenes
+from .scenes.sources import REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb, other_kind
+from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
+from .training.fit import begin_with, export_weights, fit, load_model
 
 # %% ../nbs/19_cli.ipynb #c005
 def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None: print(f"{out}: {source.write(out, scenes, seed, split)} scenes")
@@ -264,7 +264,7 @@ def page(weights: str, data: Path | None) -> str:
         model.check_images(file.shape, str(data))
     scenes = f", SceneFile({str(Path(data).absolute())!r})" if data else ""
     name = weights if not weights.endswith(".safetensors") else str(Path(weights).absolute())
-    source = f"from iodine_nb.data import SceneFile\nfrom iodine_nb.explorer import explorer\nexplorer({name!r}{scenes})"
+    source = f"from iodine_nb.scenes.format import SceneFile\nfrom iodine_nb.tools.explorer import explorer\nexplorer({name!r}{scenes})"
     cell = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
     return json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, "title": "iodine_nb"}, "nbformat": 4, "nbformat_minor": 5})
 

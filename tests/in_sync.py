@@ -6,7 +6,7 @@ TOP = Path(__file__).parent.parent
 
 
 def contents() -> dict[Path, bytes]:
-    return {p: p.read_bytes() for folder, kind in (("nbs", "*.ipynb"), ("iodine_nb", "*.py")) for p in sorted((TOP / folder).glob(kind))}
+    return {p: p.read_bytes() for folder, kind in (("nbs", "*.ipynb"), ("iodine_nb", "*.py")) for p in sorted((TOP / folder).rglob(kind))}
 
 
 before = contents()

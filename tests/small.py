@@ -2,11 +2,11 @@
 import numpy as np
 import torch
 
-from iodine_nb.data import SceneFile, save_scenes
-from iodine_nb.iodine import IODINE
-from iodine_nb.presets import preset
-from iodine_nb.sprites import tetrominoes
-from iodine_nb.training import fit
+from iodine_nb.scenes.format import SceneFile, save_scenes
+from iodine_nb.models.iodine import IODINE
+from iodine_nb.experiments.presets import preset
+from iodine_nb.scenes.sprites import tetrominoes
+from iodine_nb.training.fit import fit
 
 OPTIONS = dict(model__image=(3, 14, 14), model__latent=4, model__iterations=1, model__decoder__channels=(8,), model__decoder__upsampling=1, model__refinement__channels=(4,),
                model__refinement__mlp=(8,), model__refinement__lstm=8, training__batch_size=4, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100,

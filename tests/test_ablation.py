@@ -3,8 +3,8 @@ import os, signal
 
 import pytest
 
-from iodine_nb import ablation as module
-from iodine_nb.ablation import ARMS, Ablation, final_scores, run, small
+from iodine_nb.experiments import ablation as module
+from iodine_nb.experiments.ablation import ARMS, Ablation, final_scores, run, small
 from small import TINY
 
 TINY = TINY.change(training__steps=4, training__evaluate_every=2, training__evaluate_scenes=4)

@@ -8,11 +8,11 @@ from PIL import Image
 
 import iodine_nb
 from iodine_nb.cli import main
-from iodine_nb.data import SceneFile, save_scenes
-from iodine_nb.metrics import evaluate, way_of
-from iodine_nb.presets import Preset, preset
-from iodine_nb.sprites import tetrominoes
-from iodine_nb.training import Record, load_model
+from iodine_nb.scenes.format import SceneFile, save_scenes
+from iodine_nb.training.metrics import evaluate, way_of
+from iodine_nb.experiments.presets import Preset, preset
+from iodine_nb.scenes.sprites import tetrominoes
+from iodine_nb.training.fit import Record, load_model
 
 TOP = Path(__file__).parent.parent
 

@@ -140,7 +140,7 @@ def test_a_busy_port_is_said_to_be_busy(capsys):
 
 
 def test_in_jupyterlab(page, environment, tmp_path):
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": "from iodine_nb.explorer import explorer\nexplorer('desk')"}
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": "from iodine_nb.tools.explorer import explorer\nexplorer('desk')"}
     (tmp_path / "x.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
     port = free_port()
     process = subprocess.Popen([BIN / "jupyter", "lab", "--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", "--allow-root",

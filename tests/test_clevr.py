@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from iodine_nb.clevr import KINDS, Look, Solids, clevr, draw, enter, norb, norb_grid, norb_scenes, render
+from iodine_nb.scenes.clevr import KINDS, Look, Solids, clevr, draw, enter, norb, norb_grid, norb_scenes, render
 
 quick = settings(max_examples=25, deadline=None)
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from iodine_nb.core import Scenes
-from iodine_nb.data import PUBLISHED, Loader, SceneFile, import_folder, import_published, save_scenes
-from iodine_nb.sprites import tetrominoes
+from iodine_nb.scenes.format import PUBLISHED, Loader, SceneFile, import_folder, import_published, save_scenes
+from iodine_nb.scenes.sprites import tetrominoes
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

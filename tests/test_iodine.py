@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from iodine_nb.core import Noise, seeded
-from iodine_nb.data import Batch
-from iodine_nb.decoder import DecoderConfig
-from iodine_nb.inputs import INPUTS
-from iodine_nb.iodine import IODINE, IODINEConfig, loss_weights
-from iodine_nb.refinement import RefinementConfig
+from iodine_nb.scenes.format import Batch
+from iodine_nb.models.decoder import DecoderConfig
+from iodine_nb.models.inputs import INPUTS
+from iodine_nb.models.iodine import IODINE, IODINEConfig, loss_weights
+from iodine_nb.models.refinement import RefinementConfig
 
 options = st.fixed_dictionaries(dict(
     image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4), iterations=st.integers(1, 3),

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from iodine_nb.core import seeded
-from iodine_nb.data import Batch
-from iodine_nb.iterative import ITERATIVE, SEEN, InferenceNetwork, IterativeConfig, IterativeModel, IterativePreset, binarise, elbo_scores, optimise
-from iodine_nb.sprites import single_dsprites
-from iodine_nb.training import export_weights, fit, load_model, weights_folder
+from iodine_nb.scenes.format import Batch
+from iodine_nb.models.iterative import ITERATIVE, SEEN, InferenceNetwork, IterativeConfig, IterativeModel, IterativePreset, binarise, elbo_scores, optimise
+from iodine_nb.scenes.sprites import single_dsprites
+from iodine_nb.training.fit import export_weights, fit, load_model, weights_folder
 
 TINY = ITERATIVE["iterative_small"].change(model__image=(1, 14, 14), model__hidden=(16, 16), training__batch_size=8, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100)
 images = lambda n=8, size=14: Batch.of(single_dsprites(n, np.random.default_rng(0), size)).image

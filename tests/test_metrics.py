@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from iodine_nb.data import Batch
-from iodine_nb.metrics import adjusted_rand_index, contingency, decomposition_scores, mean_iou, segmentation_scores
+from iodine_nb.scenes.format import Batch
+from iodine_nb.training.metrics import adjusted_rand_index, contingency, decomposition_scores, mean_iou, segmentation_scores
 
 labels = st.integers(1, 40).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n)] * 2))
 

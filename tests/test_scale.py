@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iodine_nb.core import write_json
-from iodine_nb.iodine import IODINE
-from iodine_nb.presets import Preset
-from iodine_nb.training import Record, load_model
+from iodine_nb.models.iodine import IODINE
+from iodine_nb.experiments.presets import Preset
+from iodine_nb.training.fit import Record, load_model
 from small import ARGUMENTS, TINY, scenes, train, train_alone
 
 BIN = Path(sys.executable).parent
@@ -49,8 +49,8 @@ def test_fit_returns_when_the_checkpoint_is_there_and_closes_the_group(tmp_path,
     (tmp_path / "twice.py").write_text(f"""
 import atexit, os, sys, time; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
-import iodine_nb.training as training
-from iodine_nb.data import SceneFile
+import iodine_nb.training.fit as training
+from iodine_nb.scenes.format import SceneFile
 from small import train
 save = training.save_checkpoint
 def late(*args): time.sleep(1); save(*args)
@@ -148,7 +148,7 @@ def test_random_weights_are_refused_with_a_sentence(tmp_path, noise, keep):
     path = tmp_path / "w.safetensors"
     if not (tmp_path / "good").exists():
         torch.manual_seed(0)
-        from iodine_nb.training import save_weights
+        from iodine_nb.training.fit import save_weights
         save_weights(tmp_path / "good.safetensors", IODINE(TINY.model), {"preset": TINY.to_dict()})
         (tmp_path / "good").write_bytes((tmp_path / "good.safetensors").read_bytes())
         write_json(tmp_path / "w.json", {"preset": TINY.to_dict()})

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from iodine_nb.cli import main
-from iodine_nb.data import SceneFile
-from iodine_nb.sources import describe, import_arrays, import_idx, other_kind, read_idx, read_norb_matrix, write_norb_matrix
-from iodine_nb.sprites import multi_dsprites
+from iodine_nb.scenes.format import SceneFile
+from iodine_nb.scenes.sources import describe, import_arrays, import_idx, other_kind, read_idx, read_norb_matrix, write_norb_matrix
+from iodine_nb.scenes.sprites import multi_dsprites
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

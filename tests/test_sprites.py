@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from iodine_nb.core import check_scenes
-from iodine_nb.sprites import COLOURS, TETROMINOES, VARIANTS, multi_dsprites, silhouettes, tetrominoes
+from iodine_nb.scenes.sprites import COLOURS, TETROMINOES, VARIANTS, multi_dsprites, silhouettes, tetrominoes
 
 # The published table, written out again here: what one cell's pixels are, row by row.
 CELL = ["191 255 255 255 223", "127 159 159 159 191", "127 159 159 159 191", "127 159 159 159 191", "95 63 63 63 127"]

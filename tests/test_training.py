@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iodine_nb import training
-from iodine_nb.iodine import IODINE
-from iodine_nb.presets import PRESETS, Preset
-from iodine_nb.training import Record, export_weights, fit, load_model
+from iodine_nb.training import fit
+from iodine_nb.models.iodine import IODINE
+from iodine_nb.experiments.presets import PRESETS, Preset
+from iodine_nb.training.fit import Record, export_weights, fit, load_model
 from small import TINY, scenes, train
 
 @pytest.fixture
