@@ -5,31 +5,30 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'data_tetrominoes', 'data_multi_dsprites', 'data_single_dsprites', 'data_clevr', 'data_norb',
            'data_published', 'data_folder', 'data_arrays', 'data_smallnorb', 'data_idx', 'data_fetch', 'data_inspect',
-           'train', 'eval_', 'page', 'explore', 'main']
+           'train', 'train_command', 'eval_', 'page', 'explore', 'main']
 
 # %% ../nbs/19_cli.ipynb #c003
-import importlib.util, json, secrets, socket, subprocess, sys, tempfile
+import importlib.util, inspect, json, secrets, socket, subprocess, sys, tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
-from tqdm import tqdm
 
-from .scenes.clevr import Look, clevr, norb_scenes
 from .core import default_device, write_json
+from .experiments import experiment
+from .experiments.experiment import Experiment, card_of, export_weights, held_out_scenes, load_model, score
+from .experiments.presets import presets
+from .scenes.clevr import Look, clevr, norb_scenes
 from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
-from .models.iodine import IODINE
-from .training.metrics import evaluate, score_table
-from .tools.plots import plot_scenes, save
-from .experiments.presets import PRESETS, Preset, held_out_scenes
 from .scenes.sources import REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb, other_kind
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
-from .training.fit import begin_with, export_weights, fit, load_model
+from .tools.plots import plot_scenes, save
+from .training.metrics import score_table
 
 # %% ../nbs/19_cli.ipynb #c005
-def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None: print(f"{out}: {source.write(out, scenes, seed, split)} scenes")
+def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None:
+    print(f"{out}: {source.write(out, scenes, seed, split)} scenes")
 
 def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", cell: int = 5) -> None:
     """Generate Tetrominoes.
@@ -206,9 +205,7 @@ def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) ->
     if sheet: print(save(plot_scenes(scenes[:16]), sheet.stem, sheet.absolute().parent))
 
 # %% ../nbs/19_cli.ipynb #c016
-_Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, prefix_names=False)
-
-def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: Path | None = None, held_out: Path | None = None,
+def train(preset: Experiment, run: Path, data: Path | None = None, held_out: Path | None = None,
           initial: str | None = None, weights: Path | None = None) -> None:
     """Train a preset; the same command again resumes.
 
@@ -217,25 +214,31 @@ def train(preset: Annotated[_Preset, tyro.conf.arg(name="")], run: Path, data: P
         run: folder of the run's record and checkpoint
         data: the scene file to train on; without one, scenes are generated
         held_out: a scene file to score now and then
-        initial: weights to begin with instead of random ones, by name or path; another preset's, if the networks are the same
+        initial: weights to begin with instead of random ones, by name or path; those of the same networks
         weights: where to write the weights at the end (a .safetensors file, its card with their scores beside it)
     """
     if weights and weights.suffix != ".safetensors": raise ValueError(f"weights: must end in .safetensors, is {weights}")
-    file, test = SceneFile(data) if data else preset.generated(), SceneFile(held_out) if held_out else None
-    torch.manual_seed(preset.training.seed)  # the initial weights
-    model, about = IODINE(preset.model), preset.to_dict()
-    if initial: about |= {"initial": begin_with(model, initial)}
-    fit(model, file, preset.training, run, test, describe=about, progress=sys.stderr.isatty())
-    if weights: export_weights(run, weights, {"best_of_1": evaluate(model, test)} if test else None)
+    file, test = SceneFile(data) if data else None, SceneFile(held_out) if held_out else None
+    experiment.train(preset, run, file, test, initial, sys.stderr.isatty())
+    if not weights: return
+    export_weights(run, weights)
+    if test: export_weights(run, weights, {"best_of_1": score(preset, load_model(weights)[0], test)})
+
+# %% ../nbs/19_cli.ipynb #c016b
+def train_command():
+    "`train` with the presets there are as its choices."
+    choices = tyro.extras.subcommand_type_from_defaults(presets(), prefix_names=False)
+    train.__annotations__["preset"] = Annotated[choices, tyro.conf.arg(name="")]
+    return train
 
 # %% ../nbs/19_cli.ipynb #c018
-def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320, seeds: int = 3,
-          slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0, kl_weight: float = 1.,
-          by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
-    """Score weights on a scene file.
+def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320,
+          seeds: int = 3, slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0,
+          kl_weight: float = 1., by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
+    """Score weights on a scene file, by the score of their kind of model.
 
     Args:
-        weights: a name in data/weights, or the path of a .safetensors file
+        weights: a name, or the path of a .safetensors file
         data: the scene file; without one, held-out scenes are generated, the same every time
         scenes: score the first so many
         seeds: repeat with so many sampling seeds
@@ -244,76 +247,107 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         restarts: infer each image so many times and keep the run with the lowest loss
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
-        by: whether a pixel goes to the slot with the largest mask or to the one that explains it best, mask and mean together
+        by: whether a pixel goes to the slot with the largest mask or to the one that explains it best
         out: write the scores as JSON too
     """
-    model, card = load_model(weights)
+    asked = {"slots": slots, "iterations": iterations, "restarts": restarts, "descent": descent,
+             "kl_weight": kl_weight, "by": by}
+    _evaluate(weights, data, scenes, seeds, {k: v for k, v in asked.items() if v != _default(k)}, out)
+
+# %% ../nbs/19_cli.ipynb #c018a
+def _default(option: str): return inspect.signature(eval_).parameters[option].default
+
+def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, asked: dict, out: Path | None) -> None:
+    "Score, and print and write the scores; only options that were asked for are handed on."
+    (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
-        file = SceneFile(data) if data else held_out_scenes(Preset.from_dict(card["preset"]), Path(folder) / "held_out.h5", scenes)
-        scores = evaluate(model.to(default_device()), file, range(seeds), scenes=scenes, slots=slots, iterations=iterations, restarts=restarts, descent=descent, kl_weight=kl_weight, by=by)
-    how = f"best of {restarts}" + f", descent {descent}" * (descent > 0) + f", KL × {kl_weight:g}" * (kl_weight != 1) + ", by explanation" * (by == "explanation")
-    print(f"{weights} on {data.name if data else 'generated scenes'}: {min(scenes, len(file))} scenes, {seeds} sampling seeds, {how}\n{score_table(scores)}")
+        file = SceneFile(data) if data else held_out_scenes(x, Path(folder) / "held_out.h5", scenes)
+        scores = score(x, model.to(default_device()), file, seeds=range(seeds), scenes=scenes, **asked)
+    where = data.name if data else "generated scenes"
+    print(f"{weights} on {where}: {min(scenes, len(file))} scenes, {seeds} sampling seeds{_way(x, asked)}")
+    print(score_table(scores))
     if out: write_json(out, scores)
+
+def _way(x: Experiment, asked: dict) -> str:
+    "The way of inference in words."
+    said = {"iterations": "T = {}", "slots": "K = {}", "descent": "descent {}", "kl_weight": "KL × {:g}", "by": "by {}"}
+    best = [f"best of {asked.get('restarts', 1)}"] if hasattr(x.model, "slots") else []
+    return "".join(f", {w}" for w in best + [said[k].format(v) for k, v in asked.items() if k in said])
 
 # %% ../nbs/19_cli.ipynb #c020
 def page(weights: str, data: Path | None) -> str:
     "The notebook behind the page: one cell, as JSON. ValueError if weights and scenes do not fit."
     model, _ = load_model(weights)
-    if data:
-        file = SceneFile(data)
-        model.check_images(file.shape, str(data))
+    if data: model.check_images(SceneFile(data).shape, str(data))
     scenes = f", SceneFile({str(Path(data).absolute())!r})" if data else ""
     name = weights if not weights.endswith(".safetensors") else str(Path(weights).absolute())
-    source = f"from iodine_nb.scenes.format import SceneFile\nfrom iodine_nb.tools.explorer import explorer\nexplorer({name!r}{scenes})"
-    cell = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
-    return json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, "title": "iodine_nb"}, "nbformat": 4, "nbformat_minor": 5})
+    source = ("from iodine_nb.scenes.format import SceneFile\nfrom iodine_nb.tools.explorer import explorer\n"
+              f"explorer({name!r}{scenes})")
+    cell = {"cell_type": "code", "id": "explorer", "metadata": {}, "execution_count": None, "outputs": [],
+            "source": source}
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    metadata = {"kernelspec": kernel, "title": "iodine_nb"}
+    return json.dumps({"cells": [cell], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 # %% ../nbs/19_cli.ipynb #c021
-def explore(weights: tyro.conf.Positional[str] = "desk", data: Path | None = None, ip: str = "127.0.0.1", port: int = 8866, browser: bool = True) -> None:
+def explore(weights: tyro.conf.Positional[str] = "desk", data: Path | None = None, ip: str = "127.0.0.1",
+            port: int = 8866, browser: bool = True) -> None:
     """Explore scenes and latents in a web page.
 
     Args:
-        weights: a name in data/weights, or the path of a .safetensors file
+        weights: a name, or the path of a .safetensors file
         data: a scene file; without one, scenes are generated
         ip: address to listen on; other than this machine's own, a token is asked for
         port: to listen on
         browser: open the page
     """
-    if importlib.util.find_spec("voila") is None: raise ValueError("the web page needs the package voila: pip install 'iodine_nb[voila]'")
-    text, token = page(weights, data), "" if ip in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
+    if importlib.util.find_spec("voila") is None:
+        raise ValueError("the web page needs the package voila: pip install 'iodine_nb[voila]'")
+    text = page(weights, data)
+    token = "" if ip in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
+    _check_port(ip, port)
+    with tempfile.TemporaryDirectory() as folder:
+        (notebook := Path(folder) / "explorer.ipynb").write_text(text)
+        _serve(notebook, ip, port, token, browser)
+
+# %% ../nbs/19_cli.ipynb #c021a
+def _check_port(ip: str, port: int) -> None:
+    "ValueError if nothing can listen there."
     with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((ip, port))
-        except (OSError, OverflowError) as e: raise ValueError(f"port: cannot listen on {ip}, port {port} ({getattr(e, 'strerror', None) or e}); give another one") from None
-    with tempfile.TemporaryDirectory() as folder:
-        (notebook := Path(folder) / "explorer.ipynb").write_text(text)
-        options = ["--no-browser"] * (not browser) + [f"--token={token}"] * bool(token)
-        print(f"http://{ip}:{port}/{f'?token={token}' if token else ''}   (Ctrl+C ends it)", flush=True)
-        server = subprocess.Popen([sys.executable, "-m", "voila", str(notebook), f"--Voila.ip={ip}", f"--port={port}", "--Voila.port_retries=0", "--Voila.log_level=ERROR", *options])
-        try: code = server.wait()
-        except KeyboardInterrupt: code = 0
-        finally:
-            server.terminate()
-            server.wait()
+        except (OSError, OverflowError) as e:
+            why = getattr(e, "strerror", None) or e
+            raise ValueError(f"port: cannot listen on {ip}, port {port} ({why}); give another one") from None
+
+def _serve(notebook: Path, ip: str, port: int, token: str, browser: bool) -> None:
+    "Run the page's server until it ends or somebody presses Ctrl+C."
+    options = ["--no-browser"] * (not browser) + [f"--token={token}"] * bool(token)
+    print(f"http://{ip}:{port}/{f'?token={token}' if token else ''}   (Ctrl+C ends it)", flush=True)
+    server = subprocess.Popen([sys.executable, "-m", "voila", str(notebook), f"--Voila.ip={ip}", f"--port={port}",
+                               "--Voila.port_retries=0", "--Voila.log_level=ERROR", *options])
+    try: code = server.wait()
+    except KeyboardInterrupt: code = 0
+    finally: server.terminate(); server.wait()
     if code: raise OSError(f"the page's server ended with status {code}")
 
 # %% ../nbs/19_cli.ipynb #c024
-COMMANDS = {"data": {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites, "single-dsprites": data_single_dsprites, "clevr": data_clevr, "norb": data_norb,
-                     "fetch": data_fetch, "published": data_published, "smallnorb": data_smallnorb, "idx": data_idx, "folder": data_folder, "arrays": data_arrays,
-                     "inspect": data_inspect},
-            "train": train, "eval": eval_, "explore": explore}
+_DATA = {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites,
+         "single-dsprites": data_single_dsprites, "clevr": data_clevr, "norb": data_norb, "fetch": data_fetch,
+         "published": data_published, "smallnorb": data_smallnorb, "idx": data_idx, "folder": data_folder,
+         "arrays": data_arrays, "inspect": data_inspect}
+COMMANDS = {"data": lambda: _DATA, "train": train_command, "eval": lambda: eval_, "explore": lambda: explore}
 
 def main(arguments: list[str] | None = None) -> int:
     "Run `iodine-nb`; the exit status is 0, or 2 with one line on standard error."
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = COMMANDS.get(arguments[0]) if arguments else None
-    if command is None:
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name not in COMMANDS:
         print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
-        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+        return 0 if name in ("--help", "-h") else 2
     try:
-        prog = f"iodine-nb {arguments[0]}"
-        if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=arguments[1:])
-        else: tyro.cli(command, prog=prog, args=arguments[1:])
+        command, prog = COMMANDS[name](), f"iodine-nb {name}"
+        if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
+        else: tyro.cli(command, prog=prog, args=rest)
     except (ValueError, OSError, FloatingPointError) as e:
         print(f"iodine-nb: {e}", file=sys.stderr)
         return 2

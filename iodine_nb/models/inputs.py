@@ -21,11 +21,11 @@ from .distributions import Mixture
 class State(NamedTuple):
     "One evaluation of the model, seen by the refinement network."
     image: Float[Tensor, "B C H W"]
-    λ: Float[Tensor, "B K L"]
+    posterior: Float[Tensor, "B K L"]  # λ
     means: Float[Tensor, "B K C H W"]
     mask_logits: Float[Tensor, "B K 1 H W"]
     mixture: Mixture
-    λ_gradient: Float[Tensor, "B K L"]  # ∇λ L
+    posterior_gradient: Float[Tensor, "B K L"]  # ∇λ L
     means_gradient: Float[Tensor, "B K C H W"]  # ∇μ L
     mask_gradient: Float[Tensor, "B K 1 H W"]  # ∇m L, with respect to the logits or to the masks
 
@@ -52,8 +52,8 @@ INPUTS = {
     "pixel_likelihood":   Input("B 1 1 H W", lambda s: s.mixture.log_likelihood, normalised=True, cut=True),
     "leave_one_out":      Input("B K 1 H W", lambda s: s.mixture.leave_one_out, normalised=True, cut=True),
     "coordinates":        Input("B 1 P H W", lambda s: None),  # constant, held by RefinementInputs
-    "posterior":          Input("B K L", lambda s: s.λ),
-    "posterior_gradient": Input("B K L", lambda s: s.λ_gradient, normalised=True, cut=True),
+    "posterior":          Input("B K L", lambda s: s.posterior),
+    "posterior_gradient": Input("B K L", lambda s: s.posterior_gradient, normalised=True, cut=True),
 }
 ALL_INPUTS = tuple(INPUTS)
 
@@ -92,7 +92,7 @@ class RefinementInputs(nn.Module):
 
     def forward(self, s: State) -> tuple[Float[Tensor, "N I H W"], Float[Tensor, "N F"]]:
         "All slots of all images in one row: N = B·K."
-        b, k = s.λ.shape[:2]
+        b, k = s.posterior.shape[:2]
         row = lambda n: self.one(n, s).expand(b, k, *[-1] * (1 if INPUTS[n].flat else 3)).flatten(0, 1)
         spatial = torch.cat([row(n) for n in self.names if not INPUTS[n].flat], 1)
         flat = torch.cat([spatial.new_zeros(b * k, 0)] + [row(n) for n in self.names if INPUTS[n].flat], 1)

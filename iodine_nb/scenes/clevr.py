@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from ..core import Config, Scenes, check_scenes
+from ..core import Config
+from .format import Scenes, check_scenes
 
 # %% ../../nbs/03_clevr.ipynb #c005
 KINDS = ("sphere", "cube", "cylinder")

@@ -19,8 +19,8 @@ from jaxtyping import Int, UInt8
 from tqdm.auto import tqdm
 
 from .clevr import INSTANCES, NORB_FACTORS
-from ..core import Scenes, file_hash, whole_file
-from .format import PUBLISHED, SceneFile, crop_and_resize, index_mask, save_scenes
+from ..core import file_hash, whole_file
+from .format import PUBLISHED, SceneFile, Scenes, crop_and_resize, index_mask, save_scenes
 
 # %% ../../nbs/06_sources.ipynb #c005
 _MAGICS = {0x1E3D4C51: "<f4", 0x1E3D4C53: "<f8", 0x1E3D4C54: "<i4", 0x1E3D4C55: "u1", 0x1E3D4C56: "<i2"}

@@ -19,63 +19,71 @@ from PIL import Image, ImageOps
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..core import Scenes, seeded
-from ..scenes.format import Batch, SceneFile, fit_picture
-from ..models.distributions import posterior
-from ..models.inputs import INPUTS, State
-from ..models.iodine import IODINE, Evaluation
-from .plots import SLOT_COLOURS
-from ..experiments.presets import Preset
-from ..training.fit import load_model
+from ..core import seeded
+from ..experiments.experiment import Experiment, card_of, load_model
+from ..scenes.format import Batch, SceneFile, Scenes, fit_picture
+from .plots import SLOT_COLOURS, in_nats
+from ..training.metrics import Decomposition, TakesApart
 
 # %% ../../nbs/41_explorer.ipynb #c005
 class Exploration:
     "A model, scenes, and the one that is open: its slots' latents, which may be changed, and what they look like."
-    def __init__(self, model: IODINE, scenes: Scenes, restarts: int = 3, some: int = 16):  # `some`: scenes that ranges are taken from
+    def __init__(self, model: TakesApart, scenes: Scenes, restarts: int = 3,
+                 some: int = 16):  # scenes that ranges are taken from
         self.model, self.scenes, self.restarts = model.eval(), scenes, restarts
         last = model.infer(Batch.of(scenes[:some]).image, generator=seeded(0))[-1]
-        q = posterior(last.λ.flatten(0, 1), model.config.variance)
-        kl = .5 * (q.variance + q.mean**2 - 1 - q.variance.log()).mean(0)
-        self.order = kl.argsort(descending=True).tolist()  # dimensions, the one with most nats first
-        self.low, self.high, self.spread = q.mean.quantile(.01, 0), q.mean.quantile(.99, 0), q.mean.std(0) + 1e-6
+        mean = last.latents.flatten(0, 1)
+        self.order = _carried(last).argsort(descending=True).tolist()  # dimensions, the one that carries most first
+        self.low, self.high, self.spread = mean.quantile(.01, 0), mean.quantile(.99, 0), mean.std(0) + 1e-6
         self.open(0)
 
     def open(self, index: int) -> None:
         "Take the scene of this number apart."
-        if not 0 <= index < len(self.scenes): raise ValueError(f"scene: must be 0 to {len(self.scenes) - 1}, is {index}")
+        if not 0 <= index < len(self.scenes):
+            raise ValueError(f"scene: must be 0 to {len(self.scenes) - 1}, is {index}")
         self.index = index
         self.open_image(Batch.of(self.scenes[index:index + 1]).image[0])
+
+def _carried(e: Decomposition) -> Float[Tensor, "D"]:
+    "How much every dimension carries: nats, where there is a posterior, else variance."
+    mean, variance = e.latents.flatten(0, 1), getattr(e, "latent_variance", None)
+    if variance is None: return mean.var(0)
+    variance = variance.flatten(0, 1)
+    return .5 * (variance + mean**2 - 1 - variance.log()).mean(0)
 
 # %% ../../nbs/41_explorer.ipynb #c006
 @patch
 def open_image(self: Exploration, image: Float[Tensor, "C H W"]) -> None:
-    "Take a picture apart."
+    "Take a picture apart: for twice training's iterations, where the model has any, in the best of some runs."
     self.model.check_images(tuple(image.shape), "picture")
-    self.image, steps = image, self.model.config.iterations
-    best = self.model.infer(image[None].expand(self.restarts, -1, -1, -1), iterations=2 * steps, generator=seeded(0))
-    run = best[steps].loss.argmin()  # at training's T, without looking at the truth
+    self.image, self.steps = image, getattr(self.model.config, "iterations", 0)
+    how = {"iterations": 2 * self.steps} if self.steps else {}
+    best = self.model.infer(image[None].expand(self.restarts, -1, -1, -1), generator=seeded(0), **how)
+    loss = getattr(best[self.steps], "loss", None)  # at training's T, without looking at the truth
+    run = loss.argmin() if loss is not None else torch.tensor(0)
     self.trace = [_row(e, run) for e in best]
-    self.start = posterior(self.trace[steps].λ[0], self.model.config.variance).mean
-    self.slot, self.past = self.trace[steps].kl[0].argmax().item(), []  # the slot that carries most
+    self.start, self.past = self.trace[self.steps].latents[0], []
+    kl = getattr(self.trace[self.steps], "kl", None)
+    self.slot = kl[0].argmax().item() if kl is not None and kl.ndim == 2 else 0  # the slot that carries most
     self._show(self.start, torch.ones(len(self.start), dtype=torch.bool))
 
+def _row(e: Decomposition, i: Tensor) -> Decomposition:
+    "One picture of a batch."
+    return type(e)(*(_row(v, i) if isinstance(v, tuple) else v if v is None else v[i:i + 1] for v in e))
+
+# %% ../../nbs/41_explorer.ipynb #c006a
 @patch
 @torch.no_grad()
 def decode(self: Exploration, z: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n 1 H W"]]:
     "What these latents would paint, and where."
-    means, mask_logits = self.model.decoder(z[None])
-    return (means.sigmoid() if self.model.config.means == "sigmoid" else means)[0], mask_logits[0]
+    means, mask_logits = self.model.decode(z[None])
+    return means[0], mask_logits[0]
 
 @patch
 def _show(self: Exploration, z: Tensor, shown: Tensor) -> None:
     "Decode all slots anew."
     self.z, self.shown = z.clone(), shown.clone()
     self.means, self.mask_logits = self.decode(self.z)
-
-def _row(e: Evaluation, i: Tensor) -> Evaluation:
-    "One picture of a batch of evaluations."
-    pick = lambda v: type(v)(*(pick(x) for x in v)) if isinstance(v, tuple) else v[i:i + 1]
-    return pick(e)
 
 # %% ../../nbs/41_explorer.ipynb #c008
 @patch(as_prop=True)
@@ -158,27 +166,21 @@ def blend(self: Exploration, other: "Exploration", amount: float) -> None:
 # %% ../../nbs/41_explorer.ipynb #c013
 @patch
 def seen(self: Exploration, t: int) -> dict[str, Tensor]:
-    "The image-shaped inputs of f_φ at iteration t: name -> [K or 1, C, H, W]."
-    e, image = self.trace[t], self.image[None]
-    q = posterior(e.λ, self.model.config.variance)
-    with torch.enable_grad():
-        again = self.model.evaluate(image, e.λ.clone().requires_grad_(), (e.z - q.mean) / q.variance.sqrt())
-        g = self.model.gradients(again)
-    with torch.no_grad():
-        again = again.detached()
-        state = State(image, again.λ, again.means, again.mask_logits, again.mixture, *g)
-        return {n: self.model.inputs.one(n, state)[0] for n in self.model.inputs.names if not INPUTS[n].flat and n != "coordinates"}
+    "The image-shaped inputs of f_φ at iteration t, name -> [K or 1, C, H, W]; none for a model without f_φ."
+    if not hasattr(self.model, "seen"): return {}
+    return {name: v[0] for name, v in self.model.seen(self.image[None], self.trace[t]).items()}
 
 def picture_of(data: bytes, shape: tuple[int, int, int]) -> Float[Tensor, "C H W"]:
     "A picture file's contents, fitted to a model's (channels, height, width); ValueError if it is not one."
     try: im = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L" if shape[0] == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"picture: not a file that can be read ({e})") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"picture: not a file that can be read ({e})") from None
     v = np.asarray(fit_picture(im, shape[1:])) / np.float32(255)
     return torch.from_numpy(v[..., None] if v.ndim == 2 else v).movedim(-1, 0).contiguous()
 
 # %% ../../nbs/41_explorer.ipynb #c015
-def scenes_for(chosen: Preset, n: int = 64, seed: int = 7) -> Scenes:
-    "Some generated scenes of the kind that a preset is made for."
+def scenes_for(chosen: Experiment, n: int = 64, seed: int = 7) -> Scenes:
+    "Some generated scenes of the kind that an experiment is made for."
     return chosen.generated().make(n, np.random.default_rng(seed))
 
 # %% ../../nbs/41_explorer.ipynb #c020
@@ -249,7 +251,7 @@ class Explorer:
 def _tabs(self: Explorer, k: int) -> None:
     "To the right: traverse, iterations, objects."
     x = self.x
-    self.t = widgets.IntSlider(value=x.model.config.iterations, min=0, max=len(x.trace) - 1, description="iteration t", continuous_update=True, layout=widgets.Layout(width="400px"))
+    self.t = widgets.IntSlider(value=x.steps, min=0, max=len(x.trace) - 1, description="iteration t", continuous_update=True, layout=widgets.Layout(width="400px"))
     self.at_t, self.inputs = widgets.HTML(), widgets.Checkbox(description="show what f_φ sees", value=False, indent=False)
     self.from_scene = widgets.BoundedIntText(value=self.twin.index, min=0, max=len(x.scenes) - 1, description="other scene", layout=widgets.Layout(width="180px"))
     self.theirs = widgets.ToggleButtons(options=[(f"slot {i}", i) for i in range(k)], description="its", style={"button_width": "60px"})
@@ -340,11 +342,15 @@ def show_sliders(self: Explorer) -> None:
 def show_iteration(self: Explorer) -> None:
     "The scene at iteration t: composed, segmented, slot by slot with KL; and what f_φ sees of it."
     e = self.x.trace[self.t.value]
-    masks, means, kl = e.masks[0], e.means[0], e.kl[0].tolist()
-    rows = [("", [("composed", e.reconstruction[0]), ("segmentation", coloured(e.segmentation[0]))]), ("slots", [(f"KL {v:.0f} nats", masks[i] * means[i]) for i, v in enumerate(kl)])]
-    if self.inputs.value: rows += [(name.replace("_", " "), [("", for_the_eye(p)) for p in v]) for name, v in self.x.seen(self.t.value).items()]
-    beyond = " (beyond training)" if self.t.value > self.x.model.config.iterations else ""
-    self.at_t.value = f"<div>t = {self.t.value}{beyond}: -log p(x|z) {-e.log_likelihood.item():.0f} nats, KL {sum(kl):.0f} nats</div>" + picture_table(rows, 48)
+    masks, means, kl = e.masks[0], e.means[0], getattr(e, "kl", None)
+    said = [f"KL {v:.0f} nats" for v in kl.flatten().tolist()] if kl is not None else [f"slot {i}" for i in range(len(masks))]
+    rows = [("", [("composed", e.reconstruction[0]), ("segmentation", coloured(e.segmentation[0]))]),
+            ("slots", [(v, masks[i] * means[i]) for i, v in enumerate(said)])]
+    if self.inputs.value: rows += [(name.replace("_", " "), [("", for_the_eye(p)) for p in v])
+                                   for name, v in self.x.seen(self.t.value).items()]
+    beyond = " (beyond training)" if self.t.value > self.x.steps else ""
+    nats = ", ".join(f"{v} nats" for v in in_nats(e))
+    self.at_t.value = f"<div>t = {self.t.value}{beyond}: {nats}</div>" + picture_table(rows, 48)
 
 # %% ../../nbs/41_explorer.ipynb #c028
 @patch
@@ -353,6 +359,5 @@ def show_other(self: Explorer) -> None:
 
 def explorer(name: str = "desk", scenes: Scenes | SceneFile | None = None) -> widgets.Widget:
     "The explorer of shipped weights (by name) or of a .safetensors file, on generated scenes or on yours."
-    model, card = load_model(name)
     if isinstance(scenes, SceneFile): scenes = scenes[:256]
-    return Explorer(Exploration(model, scenes_for(Preset.from_dict(card["preset"])) if scenes is None else scenes)).box
+    return Explorer(Exploration(load_model(name)[0], scenes or scenes_for(card_of(name)[0]))).box

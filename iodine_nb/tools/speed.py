@@ -69,9 +69,9 @@ def port_step(model: IODINE, batch: Batch, generator: torch.Generator) -> Tensor
         e = model.evaluate(image, λ, eps)
         loss = loss + w * e.loss.mean()
         if t == c.iterations: break
-        for v in (e.λ, e.means, e.mask_logits): v.retain_grad()
+        for v in (e.posterior, e.means, e.mask_logits): v.retain_grad()
         e.loss.sum().backward(retain_graph=True)
-        g = [e.λ.grad, e.means.grad, e.mask_logits.grad]
+        g = [e.posterior.grad, e.means.grad, e.mask_logits.grad]
         model.zero_grad()
         λ, memory = model.refine(image, e.detached(), g, memory)
     loss.backward()

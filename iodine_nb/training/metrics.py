@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
-           'mean_iou', 'segmentation_scores', 'decomposition_scores', 'evaluate', 'score_table', 'way_of',
-           'mean_and_spread', 'card_table', 'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
+           'mean_iou', 'Decomposition', 'TakesApart', 'segmentation_scores', 'decomposition_scores', 'loss_scores',
+           'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'object_latents', 'probe_factors',
+           'disentanglement', 'probe_table']
 
 # %% ../../nbs/16_metrics.ipynb #c002
-import math
+import inspect, math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,9 +21,8 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from ..core import Noise, Scenes
-from ..scenes.format import Batch, Loader, SceneFile
-from ..models.distributions import posterior
+from ..core import Noise
+from ..scenes.format import Batch, Loader, SceneFile, Scenes
 
 # %% ../../nbs/16_metrics.ipynb #c005
 def contingency(true: Integer[Tensor, "B *P"], predicted: Integer[Tensor, "B *P"], entities: int, slots: int) -> Float[Tensor, "B E K"]:
@@ -58,53 +59,82 @@ def mean_iou(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
     matched = iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] * (slot >= 0) * here
     return torch.where(here.any(1), matched.sum(1) / here.sum(1).clamp_min(1), 1.)
 
+# %% ../../nbs/16_metrics.ipynb #c012a
+class Decomposition(Protocol):
+    "Scenes taken apart, B pictures by K slots."
+    masks: Float[Tensor, "B K 1 H W"]  # they sum to 1 over slots
+    means: Float[Tensor, "B K C H W"]  # every slot's picture, in [0, 1]
+    reconstruction: Float[Tensor, "B C H W"]
+    segmentation: Int[Tensor, "B H W"]  # the slot of every pixel
+    latents: Float[Tensor, "B K D"]  # every slot as a vector
+
+@runtime_checkable
+class TakesApart(Protocol):
+    "A model that takes scenes apart."
+    def infer(self, images: Float[Tensor, "B C H W"], generator=None) -> list[Decomposition]: ...
+    def decode(self, z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]: ...
+
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 
-def segmentation_scores(true: Integer[Tensor, "B H W"], predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
+def segmentation_scores(true: Integer[Tensor, "B H W"],
+                        predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
     "ARI-FG, ARI and mIoU of every image."
     table = contingency(true, predicted, int(true.max()) + 1, int(predicted.max()) + 1)
     return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table), miou=mean_iou(table))
 
 def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None,
                          by: str = "masks", **infer) -> dict[str, Float[Tensor, "B"]]:
-    "The scores of a model with `infer`, at its last iteration, for every image; MSE per pixel and channel, images in [0, 1]. `by` says how pixels get their slots: masks or explanation."
+    """The scores of a model that takes scenes apart, at its last iteration, for every image; MSE per pixel and
+    channel, images in [0, 1]. `by` says how pixels get their slots: masks or explanation."""
     if by not in ("masks", "explanation"): raise ValueError(f"by: must be masks or explanation, is {by!r}")
     last = model.infer(batch.image, generator=generator, **infer)[-1]
-    scores = {} if batch.mask is None else segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation)
-    return scores | dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
+    mse = dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
+    if batch.mask is None: return mse
+    return segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation) | mse
+
+# %% ../../nbs/16_metrics.ipynb #c013a
+def loss_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None) -> dict[str, Float[Tensor, "B"]]:
+    "The losses of any model over the batch, the same for every image of it."
+    how = {"generator": generator} if "generator" in inspect.signature(model.loss).parameters else {}
+    with torch.no_grad(): found = model.loss(batch, **how)
+    return {name: v.detach().float().expand(len(batch.image)) for name, v in found.items()}
 
 # %% ../../nbs/16_metrics.ipynb #c014
 def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scenes: int = 320,
              score: Callable = decomposition_scores, accelerator=None, **infer) -> dict[str, list[float]]:
-    "Mean scores over the first `scenes` scenes, one number a sampling seed; the processes of an Accelerator share the work and get the same numbers."
+    """Mean scores over the first `scenes` scenes, one number a sampling seed; the processes of an Accelerator
+    divide the work and get the same numbers. What else is given goes to the score."""
     if scenes < 1 or not len(seeds):
         raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
     if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
-    loader = Loader(file, min(batch_size, len(file), scenes), device=next(model.parameters()).device, limit=scenes)
-    if accelerator and accelerator.num_processes > loader.batch_size: raise ValueError(f"scenes: {scenes} cannot be shared by {accelerator.num_processes} processes; score more")
-    sums = [_summed_scores(model, loader, seed, score, accelerator, infer) for seed in seeds]
+    device = next(model.parameters()).device
+    loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
+    if accelerator and accelerator.num_processes > loader.batch_size:
+        raise ValueError(f"scenes: {scenes} cannot be divided among {accelerator.num_processes} processes; score more")
+    sums = [_mean_scores(model, loader, seed, score, accelerator, infer) for seed in seeds]
     return {name: [s[name] for s in sums] for name in sums[0]}
 
-def _summed_scores(model, loader: Loader, seed: int, score: Callable, accelerator, infer: dict) -> dict[str, float]:
-    "The mean scores with one sampling seed: of every batch, each process takes `shares`-th image."
-    share, shares = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+# %% ../../nbs/16_metrics.ipynb #c014a
+def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator, infer: dict) -> dict[str, float]:
+    "The mean scores with one sampling seed: of every batch, each of n processes takes every n-th image."
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     found = []
     for i, batch in enumerate(loader.in_order()):
-        rows = torch.arange(len(batch.image))[share::shares]
+        rows = torch.arange(len(batch.image))[process::processes]
         if not len(rows): continue
-        part = Batch(*(None if v is None else v[share::shares] for v in batch))
-        found.append(score(model, part, generator=Noise((seed, i), rows, len(batch.image), loader.device), **infer))
+        noise = Noise((seed, i), rows, len(batch.image), loader.device)
+        found.append(score(model, batch[process::processes], generator=noise, **infer))
     by_image = torch.stack([torch.cat([f[name] for f in found]).cpu().double() for name in found[0]])
     total = torch.cat([by_image.sum(1), torch.tensor([by_image.shape[1]], dtype=torch.float64)])
-    if shares > 1: total = accelerator.reduce(total.to(accelerator.device), "sum")
+    if processes > 1: total = accelerator.reduce(total.to(accelerator.device), "sum")
     return dict(zip(found[0], (total[:-1] / total[-1]).tolist()))
 
 # %% ../../nbs/16_metrics.ipynb #c015
 def score_table(scores: dict[str, list[float]]) -> str:
     "The scores as text: mean and standard deviation over sampling seeds."
-    row = lambda n, v: f"{SCORES.get(n, n):8s} {np.mean(v):.4f} ± {np.std(v):.4f}"
-    return "\n".join(row(n, scores[n]) for n in SCORES if n in scores)
+    names = [n for n in SCORES if n in scores] + [n for n in scores if n not in SCORES]
+    return "\n".join(f"{SCORES.get(n, n):8s} {np.mean(scores[n]):.4f} ± {np.std(scores[n]):.4f}" for n in names)
 
 # %% ../../nbs/16_metrics.ipynb #c018
 def way_of(key: str) -> str:
@@ -135,7 +165,7 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
         iou = intersection_over_union(table[:, 1:])
         slot = match_slots(iou)
         b, e = ((slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)).nonzero(as_tuple=True)
-        latents.append(posterior(last.λ, model.config.variance).mean[b, slot[b, e]].numpy())
+        latents.append(last.latents[b, slot[b, e]].numpy())
         for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy() + 1])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
