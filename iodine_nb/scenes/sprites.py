@@ -10,7 +10,7 @@ __all__ = ['CELL', 'TETROMINOES', 'COLOURS', 'SPRITES', 'VARIANTS', 'cell_image'
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from ..core import Scenes, check_scenes
+from .format import Scenes, check_scenes, entity_areas, with_background
 
 # %% ../../nbs/02_sprites.ipynb #c005
 CELL = np.array([[191, 255, 255, 255, 223],
@@ -21,7 +21,7 @@ CELL = np.array([[191, 255, 255, 255, 223],
 
 TETROMINOES = {2: "1/1/1/1", 3: "111/100", 4: "100/111", 5: "001/111", 6: "111/001", 7: "11/01/01",
                9: "11/10/10", 10: "10/10/11", 11: "110/011", 12: "011/110", 13: "01/11/10", 14: "10/11/01",
-               15: "010/111", 16: "111/010", 17: "01/11/01", 18: "10/11/10", 19: "11/11"}  # code -> rows of cells
+               15: "010/111", 16: "111/010", 17: "01/11/01", 18: "10/11/10", 19: "11/11"}  # code -> rows
 
 COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.uint8)
 
@@ -37,7 +37,7 @@ def shape_cells(code: int) -> Int[np.ndarray, "4 2"]:
 
 # %% ../../nbs/02_sprites.ipynb #c010
 def _corners(rng, shape: np.ndarray, cell: int, grid: int):
-    "Uniform top-left corners for shapes [N, S] (indices into the table) inside a square of grid × grid cells."
+    "Uniform top-left corners for shapes [N, S] (indices into the table) in a square of grid × grid cells."
     cells = np.stack([shape_cells(c) for c in TETROMINOES])[shape]  # [N, S, 4, 2]
     room = (grid - 1 - cells.max(2)) * cell + 1
     corner = (rng.random(room.shape) * room).astype(int)  # [N, S, 2]
@@ -61,27 +61,10 @@ def _place(rng, n: int, shapes: int, cell: int, grid: int):
         if not len(again): return shape, corner, cells
         shape[again] = rng.integers(len(TETROMINOES), size=(len(again), shapes))
         corner[again], cells[again] = _corners(rng, shape[again], cell, grid)
-    raise ValueError(f"tetrominoes: {shapes} shapes do not fit into {grid} × {grid} cells; use fewer shapes or a larger grid")
+    what = f"{shapes} shapes do not fit into {grid} × {grid} cells"
+    raise ValueError(f"tetrominoes: {what}; use fewer shapes or a larger grid")
 
-# %% ../../nbs/02_sprites.ipynb #c013
-def tetrominoes(n: int,  # scenes
-                rng: np.random.Generator,
-                cell: int = 5,  # pixels along a cell; the published data has 5
-                shapes: int = 3,  # shapes in a scene; published 3
-                grid: int = 7,  # the image is grid·cell pixels high and wide; published 7
-               ) -> Scenes:
-    "Tetrominoes scenes as published; factors: shape code, x (top row), y (left column), colour."
-    if n < 0 or cell < 1 or shapes < 1 or grid < 4:
-        raise ValueError(f"tetrominoes: needs n ≥ 0, cell ≥ 1, shapes ≥ 1 and grid ≥ 4, got {n}, {cell}, {shapes} and {grid}")
-    shape, corner, cells = _place(rng, n, shapes, cell, grid)
-    colour = COLOURS[rng.integers(len(COLOURS), size=(n, shapes))]  # [n, S, 3]
-    image, mask = _draw(cells, colour, cell, grid * cell)
-    background = lambda v: np.concatenate([np.zeros_like(v[:, :1]), v], 1)
-    factors = {"shape": background(np.array(list(TETROMINOES))[shape]).astype(np.float32),
-               "x": background(corner[..., 0]).astype(np.float32), "y": background(corner[..., 1]).astype(np.float32),
-               "color": background(colour).astype(np.float32)}
-    return check_scenes(Scenes(image, mask, np.ones((n, shapes + 1), bool), factors), "tetrominoes")
-
+# %% ../../nbs/02_sprites.ipynb #7169210c
 def _draw(cells, colour, cell: int, size: int):
     "Images [n, size, size, 3] and masks [n, size, size] of coloured cells."
     n, s = cells.shape[:2]
@@ -93,12 +76,30 @@ def _draw(cells, colour, cell: int, size: int):
     mask[which, y, x] = np.arange(1, s + 1)[:, None, None, None]
     return image, mask
 
+# %% ../../nbs/02_sprites.ipynb #c013
+def tetrominoes(n: int,  # scenes
+                rng: np.random.Generator,
+                cell: int = 5,  # pixels along a cell; the published data has 5
+                shapes: int = 3,  # shapes in a scene; published 3
+                grid: int = 7) -> Scenes:  # the image is grid·cell pixels high and wide; published 7
+    "Tetrominoes scenes as published; factors: shape code, x (top row), y (left column), colour."
+    if n < 0 or cell < 1 or shapes < 1 or grid < 4:
+        needs = "n ≥ 0, cell ≥ 1, shapes ≥ 1 and grid ≥ 4"
+        raise ValueError(f"tetrominoes: needs {needs}, got {n}, {cell}, {shapes} and {grid}")
+    shape, corner, cells = _place(rng, n, shapes, cell, grid)
+    colour = COLOURS[rng.integers(len(COLOURS), size=(n, shapes))]  # [n, S, 3]
+    image, mask = _draw(cells, colour, cell, grid * cell)
+    (x, y), code = np.moveaxis(corner, -1, 0), np.array(list(TETROMINOES))[shape]
+    factors = {"shape": code, "x": x, "y": y, "color": colour}
+    factors = {k: with_background(v).astype(np.float32) for k, v in factors.items()}
+    return check_scenes(Scenes(image, mask, np.ones((n, shapes + 1), bool), factors), "tetrominoes")
+
 # %% ../../nbs/02_sprites.ipynb #c022
 SPRITES = ("square", "ellipse", "heart")
 _SIDE = .30  # side of the square, in image heights, at scale 1
 _RADII = .1995, .1125  # half axes of the ellipse
 _HEART = np.array([.1418, .1144, .1013, .0950, .0923, .0930, .0965, .1028, .1130, .1270,
-                   .1435, .1587, .1700, .1752, .1745, .1670, .1510, .1232, .0831])  # its radius, every 10° from the tip
+                   .1435, .1587, .1700, .1752, .1745, .1670, .1510, .1232, .0831])  # every 10° from the tip
 
 def silhouettes(shape, scale, orientation, x, y,  # factors [N]: index into SPRITES, 0.5–1, radians, 0–1, 0–1
                 size: int = 64) -> Bool[np.ndarray, "N H W"]:
@@ -115,7 +116,7 @@ def silhouettes(shape, scale, orientation, x, y,  # factors [N]: index into SPRI
     return np.where(shape == 0, square, np.where(shape == 1, ellipse, heart))
 
 # %% ../../nbs/02_sprites.ipynb #c026
-VARIANTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest and most sprites
+VARIANTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest, most
 
 def _hsv_to_rgb(hsv: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
     "Hue, saturation and value, each 0 to 1, to RGB."
@@ -134,12 +135,14 @@ def _colours(rng, n: int, most: int, variant: str, saturation, value, grey):
     return rgb.astype(np.float32)
 
 # %% ../../nbs/02_sprites.ipynb #c028
+_PLACED = ("shape", "scale", "orientation", "x", "y")  # factors that `silhouettes` takes, in its order
+
 def _draw_factors(rng, n: int, fewest: int, most: int, lattice: bool):
     "Factors of n scenes, [n, most] each; and how many sprites each scene has."
     place = lambda: rng.integers(32, size=(n, most)) / 31 if lattice else rng.random((n, most))
-    factors = {"shape": rng.integers(3, size=(n, most)), "scale": np.linspace(.5, 1, 6)[rng.integers(6, size=(n, most))],
-               "orientation": np.linspace(0, 2 * np.pi, 40)[rng.integers(40, size=(n, most))],
-               "x": place(), "y": place()}
+    one_of = lambda values: values[rng.integers(len(values), size=(n, most))]
+    factors = {"shape": one_of(np.arange(3)), "scale": one_of(np.linspace(.5, 1, 6)),
+               "orientation": one_of(np.linspace(0, 2 * np.pi, 40)), "x": place(), "y": place()}
     return factors, rng.integers(fewest, most + 1, size=n)
 
 def _visible_entity(factors, count, size: int) -> UInt8[np.ndarray, "n H W"]:
@@ -147,14 +150,14 @@ def _visible_entity(factors, count, size: int) -> UInt8[np.ndarray, "n H W"]:
     n, most = factors["shape"].shape
     mask = np.zeros((n, size, size), np.uint8)
     for e in range(most):
-        covers = silhouettes(*(factors[k][:, e] for k in ("shape", "scale", "orientation", "x", "y")), size)
+        covers = silhouettes(*(factors[k][:, e] for k in _PLACED), size)
         mask[covers & (count > e)[:, None, None]] = e + 1
     return mask
 
 # %% ../../nbs/02_sprites.ipynb #c029
 def _hidden(mask, count, most: int, pixels: float) -> Bool[np.ndarray, "n"]:
     "Whether some sprite of the scene shows fewer than `pixels` pixels."
-    area = np.stack([(mask == e + 1).sum((1, 2)) for e in range(most)], 1)
+    area = entity_areas(mask, 1 + most)[:, 1:]
     return ((area < pixels) & (np.arange(most) < count[:, None])).any(1)
 
 def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float, lattice: bool):
@@ -164,10 +167,11 @@ def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float
     for _ in range(1000):
         again = np.flatnonzero(_hidden(mask, count, most, pixels))
         if not len(again): return factors, count, mask
-        new, _ = _draw_factors(rng, len(again), fewest, most, lattice)  # the count stays: rejection must not favour few sprites
+        new, _ = _draw_factors(rng, len(again), fewest, most, lattice)  # counts stay: few are not favoured
         for k in factors: factors[k][again] = new[k]
         mask[again] = _visible_entity(new, count[again], size)
-    raise ValueError(f"multi_dsprites: {pixels:g} visible pixels a sprite cannot be met at {size} × {size}; ask for fewer")
+    cannot = f"{pixels:g} visible pixels a sprite cannot be met at {size} × {size}"
+    raise ValueError(f"multi_dsprites: {cannot}; ask for fewer")
 
 # %% ../../nbs/02_sprites.ipynb #c030
 def multi_dsprites(n: int,  # scenes
@@ -177,26 +181,26 @@ def multi_dsprites(n: int,  # scenes
                    saturation: tuple[float, float] = (.5, 1.),  # range of the sprites' HSV saturation
                    value: tuple[float, float] = (.5, 1.),  # range of their HSV value
                    grey: tuple[float, float] = (0., 1.),  # range of the grey background
-                   visible: float = 30 / 64**2,  # least visible area of a sprite, as a share of the image
-                   lattice: bool = True,  # positions on dSprites' 32 × 32 places; False: anywhere between
-                  ) -> Scenes:
+                   visible: float = 30 / 64**2,  # least part of the image that a sprite must show
+                   lattice: bool = True) -> Scenes:  # on dSprites' 32 × 32 places; False: anywhere between
     "Multi-dSprites scenes; factors as in the published files: shape (1–3), scale, orientation, x, y, color."
     if size < 1: raise ValueError(f"multi_dsprites: size must be at least 1, is {size}")
-    if variant not in VARIANTS: raise ValueError(f"multi_dsprites: variant must be {', '.join(VARIANTS)}, is {variant!r}")
-    parts = [_some_dsprites(min(1000, n - i), rng, variant, size, saturation, value, grey, visible * size**2, lattice) for i in range(0, max(n, 1), 1000)]
-    join = lambda *v: np.concatenate(v)
-    return check_scenes(Scenes(join(*(p.image for p in parts)), join(*(p.mask for p in parts)), join(*(p.visibility for p in parts)),
-                               {k: join(*(p.factors[k] for p in parts)) for k in parts[0].factors}), "multi_dsprites")
+    if variant not in VARIANTS:
+        raise ValueError(f"multi_dsprites: variant must be {', '.join(VARIANTS)}, is {variant!r}")
+    how = variant, size, saturation, value, grey, visible * size**2, lattice
+    parts = [_some_dsprites(min(1000, n - i), rng, *how) for i in range(0, max(n, 1), 1000)]
+    return check_scenes(Scenes.joined(parts), "multi_dsprites")
 
+# %% ../../nbs/02_sprites.ipynb #dfc15845
 def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels, lattice) -> Scenes:
-    "Up to a thousand scenes at once, so that memory stays small."
+    "Scenes that are drawn at once."
     fewest, most = VARIANTS[variant]
     factors, count, mask = _sprite_scenes(rng, n, fewest, most, size, pixels, lattice)
     colour = _colours(rng, n, most, variant, saturation, value, grey)
     seen = np.concatenate([np.ones((n, 1), bool), np.arange(most) < count[:, None]], 1)
     image = (colour[np.arange(n)[:, None, None], mask] * 255).round().astype(np.uint8)
     factors = {**factors, "shape": factors["shape"] + 1}
-    factors = {k: np.pad(v, ((0, 0), (1, 0))).astype(np.float32) * seen for k, v in factors.items()}
+    factors = {k: with_background(v).astype(np.float32) * seen for k, v in factors.items()}
     channels = 1 if variant == "binarized" else 3
     factors["color"] = (colour[..., 0] * seen) if channels == 1 else colour * seen[..., None]
     return Scenes(image[..., :channels], mask, seen, factors)
@@ -206,6 +210,7 @@ def single_dsprites(n: int, rng: np.random.Generator, size: int = 28) -> Scenes:
     "One binary sprite a picture; factors as above."
     if size < 1: raise ValueError(f"single_dsprites: size must be at least 1, is {size}")
     factors, _ = _draw_factors(rng, n, 1, 1, True)
-    where = silhouettes(*(factors[k][:, 0] for k in ("shape", "scale", "orientation", "x", "y")), size)
-    factors = {k: np.pad(v + (k == "shape"), ((0, 0), (1, 0))).astype(np.float32) for k, v in factors.items()}
-    return check_scenes(Scenes((where * 255).astype(np.uint8)[..., None], where.astype(np.uint8), np.ones((n, 2), bool), factors), "single_dsprites")
+    where = silhouettes(*(factors[k][:, 0] for k in _PLACED), size)
+    factors = {k: with_background(v + (k == "shape")).astype(np.float32) for k, v in factors.items()}
+    image, mask = (where * 255).astype(np.uint8)[..., None], where.astype(np.uint8)
+    return check_scenes(Scenes(image, mask, np.ones((n, 2), bool), factors), "single_dsprites")
