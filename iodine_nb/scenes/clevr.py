@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ..core import Config
-from .format import Scenes, check_scenes
+from .format import Scenes, check_scenes, with_background
 
 # %% ../../nbs/03_clevr.ipynb #c005
 KINDS = ("sphere", "cube", "cylinder")
@@ -36,8 +36,9 @@ def _slab_span(o: Float[Tensor, "m A #R"], d: Float[Tensor, "m A R"]) -> tuple[T
     a, b = (-1 - o) / d, (1 - o) / d
     return torch.minimum(a, b).amax(1), torch.maximum(a, b).amin(1)
 
+# %% ../../nbs/03_clevr.ipynb #c8ab6b7c
 def enter(kind: int, o: Float[Tensor, "m 3 #R"], d: Float[Tensor, "m 3 R"]) -> Float[Tensor, "m R"]:
-    "The t > 0 at which rays from outside enter a unit solid, infinite where they miss it; o and d in the solid's own axes."
+    "The t > 0 at which rays from outside enter a unit solid, infinite where they miss; in the solid's axes."
     if kind == 0: near, far = _round_span(o, d)
     elif kind == 1: near, far = _slab_span(o, d)
     else:
@@ -53,45 +54,51 @@ class Solids:
     kind: Int[np.ndarray, "n E"]  # index into KINDS, -1 where there is none
     frame: Float[Tensor, "n E 3 3"]  # world directions to the solid's own axes
     centre: Float[Tensor, "n E 3"]
-    colour: Float[Tensor, "n E 3"]  # share of light that is thrown back, 0 to 1
+    colour: Float[Tensor, "n E 3"]  # the part of the light that is thrown back, 0 to 1
     metal: Bool[Tensor, "n E"]
 
     @cached_property
     def groups(self) -> list[tuple[int, int, Int[Tensor, "m"]]]:
         "For every place e and kind k that occur: (e, k, the scenes with that kind at that place)."
         where = lambda e, k: torch.from_numpy(np.flatnonzero(self.kind[:, e] == k)).to(self.centre.device)
-        return [(e, k, rows) for e in range(self.kind.shape[1]) for k in range(len(KINDS)) if len(rows := where(e, k))]
+        pairs = [(e, k) for e in range(self.kind.shape[1]) for k in range(len(KINDS))]
+        return [(e, k, rows) for e, k in pairs if len(rows := where(e, k))]
 
-    def __getitem__(self, i: slice) -> "Solids":
-        return Solids(*(getattr(self, f.name)[i] for f in fields(self)))
-
+    def __getitem__(self, i) -> "Solids": return Solids(*(getattr(self, f.name)[i] for f in fields(self)))
     def to(self, device) -> "Solids":
         return Solids(self.kind, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
 
 # %% ../../nbs/03_clevr.ipynb #c010
+def _entered(solids: Solids, origin: Float[Tensor, "n 3 #R"], direction: Float[Tensor, "n 3 R"]):
+    "For every place and kind: the place, the scenes with that kind there, and where their rays enter it."
+    for e, k, rows in solids.groups:
+        frame = solids.frame[rows, e]
+        own = frame @ (origin[rows] - solids.centre[rows, e, :, None])
+        yield e, rows, enter(k, own, frame @ direction[rows])
+
 @patch
-def first_hit(self: Solids, origin: Float[Tensor, "n 3 #R"], direction: Float[Tensor, "n 3 R"]) -> tuple[Float[Tensor, "n R"], Int[Tensor, "n R"]]:
-    "For every ray o + t d the t of the nearest surface, and whose it is: a place, E for the floor, E + 1 (t infinite) for none."
+def hides(self: Solids, origin: Float[Tensor, "n 3 R"],
+          direction: Float[Tensor, "n 3 R"]) -> Bool[Tensor, "n R"]:
+    "Whether some solid lies between o and o + d."
+    hidden = torch.zeros_like(origin[:, 0], dtype=torch.bool)
+    for _, rows, t in _entered(self, origin, direction): hidden[rows] |= t < 1
+    return hidden
+
+# %% ../../nbs/03_clevr.ipynb #5cb4d3fb
+@patch
+def first_hit(self: Solids, origin: Float[Tensor, "n 3 #R"],
+              direction: Float[Tensor, "n 3 R"]) -> tuple[Float[Tensor, "n R"], Int[Tensor, "n R"]]:
+    """The t of the nearest surface along every ray o + t d, and whose it is:
+    a place, E for the floor, E + 1 (t infinite) for none."""
     e_count = self.kind.shape[1]
     t = -origin[:, 2] / direction[:, 2]
     t = torch.where((t > 0) & t.isfinite(), t, torch.inf)
     which = torch.where(t.isinf(), e_count + 1, e_count)
-    for e, k, rows in self.groups:
-        frame = self.frame[rows, e]
-        new = enter(k, frame @ (origin[rows] - self.centre[rows, e, :, None]), frame @ direction[rows])
+    for e, rows, new in _entered(self, origin, direction):
         nearer = new < t[rows]
         t[rows] = torch.where(nearer, new, t[rows])
         which[rows] = which[rows].masked_fill(nearer, e)
     return t, which
-
-@patch
-def hides(self: Solids, origin: Float[Tensor, "n 3 R"], direction: Float[Tensor, "n 3 R"]) -> Bool[Tensor, "n R"]:
-    "Whether some solid lies between o and o + d."
-    hidden = torch.zeros_like(origin[:, 0], dtype=torch.bool)
-    for e, k, rows in self.groups:
-        frame = self.frame[rows, e]
-        hidden[rows] |= enter(k, frame @ (origin[rows] - self.centre[rows, e, :, None]), frame @ direction[rows]) < 1
-    return hidden
 
 # %% ../../nbs/03_clevr.ipynb #c014
 @dataclass(frozen=True)
@@ -103,23 +110,30 @@ class Look(Config):
     camera: tuple[float, ...] = (7.48, -6.51, 5.34)
     camera_jitter: float = .5  # uniform, either way, along each axis
     half_width: float = .457  # tangent of half the angle of 320 columns: 49.1°
-    lamps: tuple[tuple[float, ...], ...] = ((6.45, -2.91, 4.26), (-4.67, -4.01, 3.01), (-1.17, 2.65, 5.82))  # key, fill, back
-    strengths: tuple[float, ...] = (.105, .02, .08)  # light that falls on a surface that faces the lamp at the origin
+    lamps: tuple[tuple[float, ...], ...] = ((6.45, -2.91, 4.26), (-4.67, -4.01, 3.01), (-1.17, 2.65, 5.82))
+    strengths: tuple[float, ...] = (.105, .02, .08)  # key, fill, back: light on what faces them at the origin
     lamp_size: float = 1.  # radius of the lamps: how soft shadows are
     lamp_jitter: float = 1.
     ambient: float = .26  # light from everywhere
-    floor: float = .5  # share of light that the floor throws back
+    floor: float = .5  # the part of the light that the floor throws back
     scale: float = 1.  # of the objects
 
-    def __post_init__(self):
-        if len(self.size) != 2 or min(self.size) < 1: raise ValueError(f"size: must be height and width, is {self.size}")
-        top, bottom, left, right = self.crop if len(self.crop) == 4 else (0, 0, 0, 0)
-        if not (top < bottom and left < right): raise ValueError(f"crop: must be top < bottom, left < right, is {self.crop}")
-        if len(self.strengths) != len(self.lamps): raise ValueError(f"strengths: must be {len(self.lamps)}, one a lamp, are {len(self.strengths)}")
-        self.at_least(1, "supersampling")
-        self.at_least(0, "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
-        for name in ("scale", "half_width"):
-            if getattr(self, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(self, name)}")
+    def __post_init__(self): _check_look(self)
+
+# %% ../../nbs/03_clevr.ipynb #12aa7312
+def _check_look(look: Look) -> None:
+    "ValueError that names the field if the look cannot be."
+    if len(look.size) != 2 or min(look.size) < 1:
+        raise ValueError(f"size: must be height and width, is {look.size}")
+    top, bottom, left, right = look.crop if len(look.crop) == 4 else (0, 0, 0, 0)
+    if not (top < bottom and left < right):
+        raise ValueError(f"crop: must be top < bottom, left < right, is {look.crop}")
+    if len(look.strengths) != len(look.lamps):
+        raise ValueError(f"strengths: must be {len(look.lamps)}, one a lamp, are {len(look.strengths)}")
+    look.at_least(1, "supersampling")
+    look.at_least(0, "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
+    for name in ("scale", "half_width"):
+        if getattr(look, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(look, name)}")
 
 # %% ../../nbs/03_clevr.ipynb #c015
 def _normalised(v: Tensor) -> Tensor: return v * (v * v).sum(1, keepdim=True).rsqrt()
@@ -127,14 +141,16 @@ def _normalised(v: Tensor) -> Tensor: return v * (v * v).sum(1, keepdim=True).rs
 def camera_axes(position: Float[Tensor, "n 3"], target=(0., 0., 0.)) -> Float[Tensor, "n 3 3"]:
     "Right, up and forward of a camera that looks at the target."
     forward = _normalised(torch.tensor(target).to(position) - position)
-    right = _normalised(torch.linalg.cross(forward, torch.tensor([0., 0., 1.]).to(position).expand_as(forward)))
+    upright = torch.tensor([0., 0., 1.]).to(position).expand_as(forward)
+    right = _normalised(torch.linalg.cross(forward, upright))
     return torch.stack([right, torch.linalg.cross(right, forward), forward], 1)
 
 def camera_rays(look: Look, axes: Float[Tensor, "n 3 3"], per_pixel: int) -> Float[Tensor, "n 3 R"]:
-    "Directions through every pixel, row by row, each with per_pixel² rays (their places are the slowest to change)."
+    "Directions through every pixel, row by row, per_pixel² each (whose places are the slowest to change)."
     (h, w), (top, bottom, left, right) = look.size, look.crop
-    spread = lambda a, b, n: a + (b - a) * (torch.arange(n * per_pixel, device=axes.device) + .5) / (n * per_pixel)
-    row, column = spread(top, bottom, h).view(h, per_pixel), spread(left, right, w).view(w, per_pixel)
+    middles = lambda m: torch.arange(m, device=axes.device) + .5
+    spread = lambda a, b, n: (a + (b - a) * middles(n * per_pixel) / (n * per_pixel)).view(n, per_pixel)
+    row, column = spread(top, bottom, h), spread(left, right, w)
     up = ((120 - row) / 160 * look.half_width).T[:, None, :, None].expand(per_pixel, per_pixel, h, w)
     side = ((column - 160) / 160 * look.half_width).T[None, :, None, :].expand(per_pixel, per_pixel, h, w)
     return torch.einsum("nab,ar->nbr", axes, torch.stack([side, up, torch.ones_like(up)]).flatten(1))
@@ -147,9 +163,11 @@ def _own_normal(kind: Int[Tensor, "M"], p: Float[Tensor, "M 3"]) -> Float[Tensor
     towards_edge = lambda size: (size - (1 - BEVEL)).clamp_min(1e-6)
     cube = towards_edge(p.abs()) * p.sign()
     wall = p[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-9)
-    cylinder = torch.cat([towards_edge(wall) * p[:, :2] / wall, towards_edge(p[:, 2:].abs()) * p[:, 2:].sign()], 1)
+    lid = towards_edge(p[:, 2:].abs()) * p[:, 2:].sign()
+    cylinder = torch.cat([towards_edge(wall) * p[:, :2] / wall, lid], 1)
     return torch.where(kind[:, None] == 0, p, torch.where(kind[:, None] == 1, cube, cylinder))
 
+# %% ../../nbs/03_clevr.ipynb #672148b2
 @patch
 def surface(self: Solids, place: Float[Tensor, "n 3 R"], which: Int[Tensor, "n R"], floor: float):
     "Normal, colour and whether it is metal, of the surfaces that were hit."
@@ -170,104 +188,129 @@ def lamp_points(look: Look, device="cpu") -> Float[Tensor, "lamps 2 R"]:
     s, (h, w) = look.supersampling, look.size
     i = torch.arange(s * s, device=device)
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    turn = torch.frac(52.9829189 * torch.frac(.06711056 * x + .00583715 * y))  # interleaved gradient noise: neighbours differ
+    turn = torch.frac(52.9829189 * torch.frac(.06711056 * x + .00583715 * y))  # interleaved gradient noise
     lamps = torch.arange(len(look.lamps), device=device)[:, None, None, None]
     radius = torch.frac((i + .5)[:, None, None] / (s * s) + turn + .3819660 * lamps).sqrt()
     angle = 2 * math.pi * torch.frac(.6180340 * i[:, None, None] + 1.7548777 * turn + .2451223 * lamps)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1).flatten(2)
 
-def _lit(solids: Solids, place, normal, lamp: Float[Tensor, "n 3"], points: Float[Tensor, "#n 2 R"], size: float):
-    "Direction to the lamp's middle, and cos θ · d0²/d² where a point of it is seen from `place`, 0 where it is not."
+# %% ../../nbs/03_clevr.ipynb #168f3ead
+def _lit(solids: Solids, place, normal, lamp: Float[Tensor, "n 3"], points: Float[Tensor, "#n 2 R"], size):
+    "Direction to the lamp's middle, and cos θ · d0²/d² where a point of it is seen from `place`, else 0."
     side = _normalised(torch.stack([-lamp[:, 1], lamp[:, 0], torch.zeros_like(lamp[:, 0])], 1) + 1e-6)
     up = torch.linalg.cross(_normalised(lamp), side)
-    towards = lamp[..., None] + size * (side[..., None] * points[:, :1] + up[..., None] * points[:, 1:]) - place
-    square = (towards * towards).sum(1)
-    light = (normal * towards).sum(1).clamp_min(0) * square.rsqrt() * (lamp * lamp).sum(1, keepdim=True) / square
-    return _normalised(lamp[..., None] - place), light.masked_fill(solids.hides(place + 1e-3 * normal, towards), 0)
+    disc = side[..., None] * points[:, :1] + up[..., None] * points[:, 1:]
+    towards = lamp[..., None] + size * disc - place
+    square, square_0 = (towards * towards).sum(1), (lamp * lamp).sum(1, keepdim=True)
+    light = (normal * towards).sum(1).clamp_min(0) * square.rsqrt() * square_0 / square
+    hidden = solids.hides(place + 1e-3 * normal, towards)
+    return _normalised(lamp[..., None] - place), light.masked_fill(hidden, 0)
 
 # %% ../../nbs/03_clevr.ipynb #c022
 def _openness(solids: Solids, place, normal) -> Float[Tensor, "n R"]:
-    "Share of the light from everywhere that reaches `place`."
+    "The part of the light from everywhere that reaches `place`."
     opened = torch.ones_like(place[:, 0])
     radius = torch.linalg.det(solids.frame).abs().clamp_min(1e-9) ** (-1 / 3)
     for e, _, rows in solids.groups:
         towards = solids.centre[rows, e, :, None] - place[rows]
-        square = (towards * towards).sum(1)
-        hidden = (normal[rows] * towards).sum(1).clamp_min(0) * square.rsqrt() * radius[rows, e, None] ** 2 / square
+        square, r = (towards * towards).sum(1), radius[rows, e, None]
+        hidden = (normal[rows] * towards).sum(1).clamp_min(0) * square.rsqrt() * r ** 2 / square
         opened[rows] *= 1 - hidden.clamp_max(1)
     return opened
 
 # %% ../../nbs/03_clevr.ipynb #c024
 _RUBBER, _METAL = (10., .35), (120., 14.)  # sharpness and strength of the highlight
 
-def shade(solids: Solids, origin, direction, look: Look, lamps: Float[Tensor, "n lamps 3"], strengths: Float[Tensor, "n lamps"], points: Float[Tensor, "#n lamps 2 R"], bounces: int = 1):
+def _light(solids: Solids, place, normal, mirrored, metal, look: Look, lamps, strengths, points):
+    "What falls on the surfaces, and their highlights [n, R]."
+    from_sky = .5 + .5 * normal[:, 2]
+    light = look.ambient * _openness(solids, place, normal) * (from_sky + look.floor * .5 * (1 - from_sky))
+    shine = 0.
+    for i, strength in enumerate(strengths.T[..., None]):
+        towards, seen = _lit(solids, place, normal, lamps[:, i], points[:, i], look.lamp_size)
+        light = light + strength * seen
+        along = (_normalised(mirrored) * towards).sum(1).clamp_min(0)
+        highlights = (peak * along ** sharpness for sharpness, peak in (_METAL, _RUBBER))
+        shine = shine + strength * (seen > 0) * torch.where(metal, *highlights)
+    return light, shine
+
+# %% ../../nbs/03_clevr.ipynb #4753faaa
+def shade(solids: Solids, origin, direction, look: Look, lamps: Float[Tensor, "n lamps 3"],
+          strengths: Float[Tensor, "n lamps"], points: Float[Tensor, "#n lamps 2 R"], bounces: int = 1):
     "Radiance [n, 3, R] of rays, and whose surface each hit [n, R]."
     t, which = solids.first_hit(origin, direction)
     place = origin + t.nan_to_num(posinf=1e3)[:, None] * direction
     normal, colour, metal = solids.surface(place, which, look.floor)
     mirrored = direction - 2 * (direction * normal).sum(1, keepdim=True) * normal
-    from_sky = .5 + .5 * normal[:, 2]
-    light, shine = look.ambient * _openness(solids, place, normal) * (from_sky + look.floor * .5 * (1 - from_sky)), 0.
-    for i, strength in enumerate(strengths.T[..., None]):
-        towards, seen = _lit(solids, place, normal, lamps[:, i], points[:, i], look.lamp_size)
-        light = light + strength * seen
-        along = (_normalised(mirrored) * towards).sum(1).clamp_min(0)
-        shine = shine + strength * (seen > 0) * torch.where(metal, _METAL[1] * along ** _METAL[0], _RUBBER[1] * along ** _RUBBER[0])
+    lit = look, lamps, strengths, points
+    light, shine = _light(solids, place, normal, mirrored, metal, *lit)
     shine = shine * (which < solids.kind.shape[1])
     radiance = colour * light[:, None] + shine[:, None]
-    sky = look.ambient * look.floor * (1 - .8 * _normalised(direction)[:, 2].clamp_min(0))  # as bright as the floor far away, darker above
+    up = _normalised(direction)[:, 2].clamp_min(0)
+    sky = look.ambient * look.floor * (1 - .8 * up)  # as bright as the floor far away, darker above
     radiance = torch.where((which > solids.kind.shape[1])[:, None], sky[:, None], radiance)
-    if bounces and metal.any(): radiance = _mirror(radiance, metal, solids, place + 1e-3 * normal, mirrored, 1.2 * colour, shine, look, lamps, strengths, points)
-    return radiance, which
+    if not bounces or not metal.any(): return radiance, which
+    return _mirror(radiance, metal, solids, place + 1e-3 * normal, mirrored, 1.2 * colour, shine, *lit), which
 
 # %% ../../nbs/03_clevr.ipynb #c025
 def _mirror(radiance, metal, solids, place, mirrored, tint, shine, look, lamps, strengths, points):
     "The metal rays' radiance replaced by what their mirrored ray sees, tinted, and the highlight."
     most = int(metal.sum(1).max())
     rays = metal.int().topk(most, 1)[1]  # each scene's metal rays, filled up with others
-    pick = lambda v: v.gather(-1, rays.view(len(rays), *[1] * (v.ndim - 2), most).expand(*v.shape[:-1], most))
-    found, _ = shade(solids, pick(place), pick(mirrored), look, lamps, strengths, pick(points.expand(len(rays), -1, -1, -1)), 0)
-    new = torch.where(pick(metal)[:, None], pick(tint) * found + (.5 + .5 * pick(tint)) * pick(shine)[:, None], pick(radiance))
+    at = lambda v: rays.view(len(rays), *[1] * (v.ndim - 2), most).expand(*v.shape[:-1], most)
+    pick = lambda v: v.gather(-1, at(v))
+    points = pick(points.expand(len(rays), -1, -1, -1))
+    found, _ = shade(solids, pick(place), pick(mirrored), look, lamps, strengths, points, 0)
+    mirror = pick(tint) * found + (.5 + .5 * pick(tint)) * pick(shine)[:, None]
+    new = torch.where(pick(metal)[:, None], mirror, pick(radiance))
     return radiance.scatter(2, rays[:, None].expand(-1, 3, -1), new)
 
 # %% ../../nbs/03_clevr.ipynb #c027
 def _pixels(v: Float[Tensor, "n C R"], look: Look) -> Float[Tensor, "n C H W"]:
+    "The mean of each pixel's rays."
     return v.view(*v.shape[:2], look.supersampling**2, *look.size).mean(2)
-
-@torch.no_grad()
-def render(solids: Solids, look: Look, eye: Float[Tensor, "n 3"], lamps: Float[Tensor, "n lamps 3"], target=(0., 0., 0.),
-           strengths: Float[Tensor, "n lamps"] | None = None,  # of each scene's lamps; the look's, if not given
-           rays: int | None = None):  # in work at once
-    "Pictures [n, 3, H, W] in [0, 1], sRGB; and the place of the solid in each pixel [n, H, W], E for the floor, E + 1 for none."
-    points, pictures, masks = lamp_points(look, eye.device).expand(len(look.lamps), 2, -1)[None], [], []
-    if strengths is None: strengths = torch.tensor(look.strengths, device=eye.device).expand(len(eye), -1)
-    some = max(1, (rays or (1 << 25 if eye.is_cuda else 1 << 17)) // (math.prod(look.size) * look.supersampling**2))
-    for i in range(0, len(eye), some):
-        part, axes, origin = solids[i:i + some], camera_axes(eye[i:i + some], target), eye[i:i + some, :, None]
-        radiance, _ = shade(part, origin, camera_rays(look, axes, look.supersampling), look, lamps[i:i + some], strengths[i:i + some], points)
-        pictures.append(_srgb(_pixels(radiance, look)))
-        masks.append(part.first_hit(origin, camera_rays(look, axes, 1))[1].view(-1, *look.size))
-    return torch.cat(pictures), torch.cat(masks)
 
 def _srgb(linear: Tensor) -> Tensor:
     "Linear light to the sRGB encoding, 0 to 1."
     linear = linear.clamp(0, 1)
     return torch.where(linear < .0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - .055)
 
+# %% ../../nbs/03_clevr.ipynb #d7fe6661
+@torch.no_grad()
+def render(solids: Solids, look: Look, eye: Float[Tensor, "n 3"], lamps: Float[Tensor, "n lamps 3"],
+           target=(0., 0., 0.),
+           strengths: Float[Tensor, "n lamps"] | None = None,  # of the scenes' lamps; None: the look's
+           rays: int | None = None):  # in work at once
+    "Pictures [n, 3, H, W] in [0, 1], sRGB; the solid's place in each pixel [n, H, W], E: floor, E + 1: none."
+    points, parts = lamp_points(look, eye.device).expand(len(look.lamps), 2, -1)[None], []
+    if strengths is None: strengths = torch.tensor(look.strengths, device=eye.device).expand(len(eye), -1)
+    rays = rays or (1 << 25 if eye.is_cuda else 1 << 17)
+    some = max(1, rays // (math.prod(look.size) * look.supersampling**2))
+    for i in (slice(i, i + some) for i in range(0, len(eye), some)):
+        some_solids, axes, origin = solids[i], camera_axes(eye[i], target), eye[i][..., None]
+        directions = camera_rays(look, axes, look.supersampling)
+        radiance, _ = shade(some_solids, origin, directions, look, lamps[i], strengths[i], points)
+        which = some_solids.first_hit(origin, camera_rays(look, axes, 1))[1]
+        parts.append((_srgb(_pixels(radiance, look)), which.view(-1, *look.size)))
+    return tuple(torch.cat(v) for v in zip(*parts))
+
 # %% ../../nbs/03_clevr.ipynb #c029
 SHAPES, MATERIALS, SIZES = ("cube", "sphere", "cylinder"), ("rubber", "metal"), {"large": .7, "small": .35}
-COLOURS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20), "brown": (129, 74, 25),
-           "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}
+COLOURS = {"gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
+           "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208), "yellow": (255, 238, 51)}
 _DISTANCE, _MARGIN, _VISIBLE = .25, .4, 200
 
 def _draw_objects(rng, n: int, most: int, scale: float) -> dict[str, np.ndarray]:
     "Codes and angles of n × most objects; half the extent of a cube is its size / √2."
-    o = {"size": rng.integers(len(SIZES), size=(n, most)), "shape": rng.integers(len(SHAPES), size=(n, most)),
-         "material": rng.integers(len(MATERIALS), size=(n, most)), "color": rng.integers(len(COLOURS), size=(n, most)), "rotation": 360 * rng.random((n, most))}
-    return o | {"radius": scale * np.array(list(SIZES.values()))[o["size"]] / np.where(o["shape"] == 0, math.sqrt(2), 1)}
+    tables = {"size": SIZES, "shape": SHAPES, "material": MATERIALS, "color": COLOURS}
+    o = {name: rng.integers(len(table), size=(n, most)) for name, table in tables.items()}
+    o["rotation"] = 360 * rng.random((n, most))
+    size = scale * np.array(list(SIZES.values()))[o["size"]]
+    return o | {"radius": size / np.where(o["shape"] == 0, math.sqrt(2), 1)}
 
-def _place(rng, radius: np.ndarray, count: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Positions [n, most, 2], one object after another in all scenes, 50 tries each; and in which scenes that went well."
+# %% ../../nbs/03_clevr.ipynb #1f6ddd11
+def _place(rng, radius: np.ndarray, count: np.ndarray, directions: np.ndarray):
+    "Positions [n, most, 2], object by object, with 50 tries each; and in which scenes that went well."
     n, most = radius.shape
     xy, well = np.zeros((n, most, 2)), np.ones(n, bool)
     for e in range(most):
@@ -284,6 +327,7 @@ def _place(rng, radius: np.ndarray, count: np.ndarray, directions: np.ndarray) -
 
 # %% ../../nbs/03_clevr.ipynb #c031
 def _jittered(rng, n: int, places, by: float) -> Float[Tensor, "n *P 3"]:
+    "Places, each moved at random by up to `by` along each axis."
     places = np.asarray(places)
     return torch.from_numpy((places + rng.uniform(-by, by, (n, *places.shape))).astype(np.float32))
 
@@ -291,23 +335,28 @@ def _solids(o: dict[str, np.ndarray], count: np.ndarray) -> Solids:
     "The objects as the tracer sees them."
     c, s, r = np.cos(np.radians(o["rotation"])), np.sin(np.radians(o["rotation"])), o["radius"]
     zero, one = np.zeros_like(c), np.ones_like(c)
-    frame = np.stack([c, s, zero, -s, c, zero, zero, zero, one], -1).reshape(*c.shape, 3, 3) / r[..., None, None]
-    kind = np.where(np.arange(c.shape[1]) < count[:, None], np.array([KINDS.index(k) for k in SHAPES])[o["shape"]], -1)
+    turn = np.stack([c, s, zero, -s, c, zero, zero, zero, one], -1).reshape(*c.shape, 3, 3)
+    kind = np.array([KINDS.index(k) for k in SHAPES])[o["shape"]]
+    kind = np.where(np.arange(c.shape[1]) < count[:, None], kind, -1)
     to = lambda v: torch.from_numpy(np.ascontiguousarray(v, np.float32))
+    centre = np.concatenate([o["xy"], r[..., None]], -1)
     colour = (np.array(list(COLOURS.values()))[o["color"]] / 255) ** 1.2
-    return Solids(kind, to(frame), to(np.concatenate([o["xy"], r[..., None]], -1)), to(colour), torch.from_numpy(o["material"] == 1))
+    metal = torch.from_numpy(o["material"] == 1)
+    return Solids(kind, to(turn / r[..., None, None]), to(centre), to(colour), metal)
 
+# %% ../../nbs/03_clevr.ipynb #e26205d3
 def _attempt(rng, count: np.ndarray, most: int, look: Look):
     "Objects, camera and lamps of scenes with these counts, and which of them keep the rules of placement."
     n = len(count)
-    eye, lamps = _jittered(rng, n, look.camera, look.camera_jitter), _jittered(rng, n, look.lamps, look.lamp_jitter)
+    eye = _jittered(rng, n, look.camera, look.camera_jitter)
+    lamps = _jittered(rng, n, look.lamps, look.lamp_jitter)
     axes = camera_axes(eye).numpy()[:, [0, 2], :2]
     o = _draw_objects(rng, n, most, look.scale)
     o["xy"], well = _place(rng, o["radius"], count, axes / np.linalg.norm(axes, axis=-1, keepdims=True))
     return o, eye, lamps, well
 
 # %% ../../nbs/03_clevr.ipynb #c032
-_COARSE = Look(size=(120, 160), crop=(0., 240., 0., 320.))  # where visibility is counted, every fourth pixel of 320 × 240
+_COARSE = Look(size=(120, 160), crop=(0., 240., 0., 320.))  # every fourth pixel of 320 × 240
 
 @torch.no_grad()
 def _shown(solids: Solids, eye: Tensor) -> Int[Tensor, "n E"]:
@@ -315,26 +364,33 @@ def _shown(solids: Solids, eye: Tensor) -> Int[Tensor, "n E"]:
     which = solids.first_hit(eye[..., None], camera_rays(_COARSE, camera_axes(eye), 1))[1]
     return 4 * torch.stack([(which == e).sum(1) for e in range(solids.kind.shape[1])], 1)
 
+def _all_shown(solids: Solids, eye: Tensor) -> Bool[np.ndarray, "n"]:
+    "In which scenes every solid shows enough of itself, 64 scenes at a time."
+    shown = [np.zeros(0, bool)]
+    for i in (slice(i, i + 64) for i in range(0, len(eye), 64)):
+        enough = _shown(solids[i], eye[i]).cpu().numpy() >= _VISIBLE
+        shown.append((enough | (solids.kind[i] < 0)).all(1))
+    return np.concatenate(shown)
+
+# %% ../../nbs/03_clevr.ipynb #8427e83b
 def draw(n: int, rng: np.random.Generator, objects: tuple[int, int], look: Look, device="cpu"):
     "Objects, solids, cameras, lamps and counts of n scenes that keep all rules."
     fewest, most = objects
-    if not 0 <= fewest <= most <= 100 or most < 1: raise ValueError(f"objects: must be fewest and most, from 0 to 100, are {objects}")
+    if not 0 <= fewest <= most <= 100 or most < 1:
+        raise ValueError(f"objects: must be fewest and most, from 0 to 100, are {objects}")
     count = rng.integers(fewest, most + 1, n)
     o, eye, lamps, again = None, None, None, np.arange(n)
     for _ in range(1000):
         new, e, l, well = _attempt(rng, count[again], most, look)
-        well[well] = _all_shown(_solids({k: v[well] for k, v in new.items()}, count[again][well]).to(device), e[well].to(device))
+        solids = _solids({k: v[well] for k, v in new.items()}, count[again][well])
+        well[well] = _all_shown(solids.to(device), e[well].to(device))
         if o is None: o, eye, lamps = new, e, l
         else:
             for k in o: o[k][again] = new[k]
             eye[again], lamps[again] = e, l
         again = again[~well]
         if not len(again): return o, _solids(o, count).to(device), eye.to(device), lamps.to(device), count
-    raise ValueError(f"objects: no room for {most} objects at scale {look.scale:g}; ask for fewer or smaller ones")
-
-def _all_shown(solids: Solids, eye: Tensor) -> Bool[np.ndarray, "n"]:
-    parts = [(_shown(solids[i:i + 64], eye[i:i + 64]).cpu().numpy() >= _VISIBLE) | (solids.kind[i:i + 64] < 0) for i in range(0, len(eye), 64)]
-    return np.concatenate([p.all(1) for p in parts]) if parts else np.zeros(0, bool)
+    raise ValueError(f"objects: no room for {most} at scale {look.scale:g}; ask for fewer or smaller ones")
 
 # %% ../../nbs/03_clevr.ipynb #c034
 def clevr(n: int,  # scenes
@@ -343,121 +399,165 @@ def clevr(n: int,  # scenes
           look: Look = Look(),
           device: str | torch.device = "cpu") -> Scenes:
     "Ray-traced CLEVR scenes; factors as in the published files."
-    parts = [_some(min(256, n - i), rng, objects, look, device) for i in range(0, max(n, 1), 256)]
-    join = lambda v: np.concatenate(v)
-    return check_scenes(Scenes(join([p.image for p in parts]), join([p.mask for p in parts]), join([p.visibility for p in parts]),
-                               {k: join([p.factors[k] for p in parts]) for k in parts[0].factors}), "clevr")
+    parts = (_some(min(256, n - i), rng, objects, look, device) for i in range(0, max(n, 1), 256))
+    return check_scenes(Scenes.joined(parts), "clevr")
 
 def _some(n, rng, objects, look, device) -> Scenes:
+    "Scenes that are drawn at once."
     o, solids, eye, lamps, count = draw(n, rng, objects, look, device)
     picture, which = render(solids, look, eye, lamps)
-    image, mask = _bytes(picture), torch.where(which < objects[1], which + 1, 0).to(torch.uint8)
+    image = (picture * 255).round().to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()
+    mask = torch.where(which < objects[1], which + 1, 0).to(torch.uint8).cpu().numpy()
     seen = np.arange(objects[1] + 1) < 1 + count[:, None]
-    factors = {"x": o["xy"][..., 0], "y": o["xy"][..., 1], "z": o["radius"], "rotation": o["rotation"], "pixel_coords": _pixel_coordinates(solids, eye)}
-    factors = {k: v.astype(np.float32) for k, v in factors.items()} | {k: (o[k] + 1).astype(np.uint8) for k in ("size", "material", "shape", "color")}
-    with_background = lambda v: np.pad(v, ((0, 0), (1, 0)) + ((0, 0),) * (v.ndim - 2)) * seen.reshape(*seen.shape, *[1] * (v.ndim - 2)).astype(v.dtype)
-    return Scenes(image.cpu().numpy(), mask.cpu().numpy(), seen, {k: with_background(v) for k, v in factors.items()})
-
-def _bytes(picture: Float[Tensor, "n C H W"]) -> UInt8[Tensor, "n H W C"]: return (picture * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
+    only_seen = lambda v: v * seen.reshape(*seen.shape, *[1] * (v.ndim - 2)).astype(v.dtype)
+    factors = {k: only_seen(with_background(v)) for k, v in _clevr_factors(o, solids, eye).items()}
+    return Scenes(image, mask, seen, factors)
 
 # %% ../../nbs/03_clevr.ipynb #c035
+def _clevr_factors(o: dict[str, np.ndarray], solids: Solids, eye: Tensor) -> dict[str, np.ndarray]:
+    "What is known of the objects, by the published names."
+    numbers = dict(zip("xy", np.moveaxis(o["xy"], -1, 0))) | {"z": o["radius"], "rotation": o["rotation"]}
+    numbers["pixel_coords"] = _pixel_coordinates(solids, eye)
+    codes = {k: (o[k] + 1).astype(np.uint8) for k in ("size", "material", "shape", "color")}
+    return {k: v.astype(np.float32) for k, v in numbers.items()} | codes
+
 def _pixel_coordinates(solids: Solids, eye) -> Float[np.ndarray, "n E 3"]:
     "Column, row and depth of the centres, in the picture of 320 × 240."
-    side, up, depth = torch.einsum("nab,neb->ane", camera_axes(eye), solids.centre - eye[:, None]).cpu().numpy()
+    relative = solids.centre - eye[:, None]
+    side, up, depth = torch.einsum("nab,neb->ane", camera_axes(eye), relative).cpu().numpy()
     scale = 160 / Look().half_width / depth
     return np.stack([160 + side * scale, 120 - up * scale, depth], -1)
 
 # %% ../../nbs/03_clevr.ipynb #c051
 FAMILIES = ("animal", "human", "plane", "truck", "car")
-_BALL, _BOX, _ROD, _WHEEL = (0, None), (1, None), (2, None), (2, [0, 2, 1])  # a wheel is a cylinder whose axis is y
+_BALL, _BOX, _ROD, _WHEEL = (0, None), (1, None), (2, None), (2, [0, 2, 1])  # a wheel: a cylinder along y
+_BOTH = (-1, 1)  # sides
 
 def _animal(u):
     leg, long, neck = u(.15, .35), u(.3, .5), u(.05, .35)
-    legs = [(_ROD, (x * long * .7, y, leg), (.05, .05, leg)) for x in (-1, 1) for y in (-.12, .12)]
-    return legs + [(_BALL, (0, 0, 2 * leg + .1), (long, u(.15, .25), u(.15, .25))), (_ROD, (long * .85, 0, 2 * leg + .15 + neck / 2), (.07, .07, neck / 2 + .1)),
-                   (_BALL, (long * .85 + .1, 0, 2 * leg + .25 + neck), (u(.13, .22), .11, .12)), (_ROD, (-long, 0, 2 * leg + .15), (.03, .03, u(.1, .25)))]
+    legs = [(_ROD, (x * long * .7, y, leg), (.05, .05, leg)) for x in _BOTH for y in (-.12, .12)]
+    body = (_BALL, (0, 0, 2 * leg + .1), (long, u(.15, .25), u(.15, .25)))
+    throat = (_ROD, (long * .85, 0, 2 * leg + .15 + neck / 2), (.07, .07, neck / 2 + .1))
+    head = (_BALL, (long * .85 + .1, 0, 2 * leg + .25 + neck), (u(.13, .22), .11, .12))
+    return [*legs, body, throat, head, (_ROD, (-long, 0, 2 * leg + .15), (.03, .03, u(.1, .25)))]
 
 def _human(u):
     leg, torso, wide = u(.2, .35), u(.2, .3), u(.16, .26)
-    return [(_ROD, (u(-.15, .15), y * .13, leg), (.1, .1, leg)) for y in (-1, 1)] + [(_ROD, (u(-.05, .15), y * (wide + .09), 2 * leg + torso), (.07, .07, u(.15, torso))) for y in (-1, 1)] + [
-        ((_BOX, _BALL)[int(u(0, 2))], (0, 0, 2 * leg + torso), (.15, wide, torso)), (_BALL, (0, 0, 2 * leg + 2 * torso + .14), (.16, .15, .18))]
+    middle = 2 * leg + torso
+    legs = [(_ROD, (u(-.15, .15), y * .13, leg), (.1, .1, leg)) for y in _BOTH]
+    arms = [(_ROD, (u(-.05, .15), y * (wide + .09), middle), (.07, .07, u(.15, torso))) for y in _BOTH]
+    body = ((_BOX, _BALL)[int(u(0, 2))], (0, 0, middle), (.15, wide, torso))
+    return [*legs, *arms, body, (_BALL, (0, 0, 2 * leg + 2 * torso + .14), (.16, .15, .18))]
 
+# %% ../../nbs/03_clevr.ipynb #bb074ac4
 def _plane(u):
     long, high, span, back = u(.5, .8), u(.25, .5), u(.5, .9), u(-.15, .15)
-    return [(_BALL, (0, 0, high), (long, .12, .12)), (_BOX, (back, 0, high + u(-.05, .08)), (u(.1, .2), span, .02)), (_BOX, (-long * .85, 0, high + .05), (.08, span * .4, .02)),
-            (_BOX, (-long * .85, 0, high + .17), (.09, .02, u(.1, .18))), (_ROD, (long * .6, 0, high / 2), (.03, .03, high / 2))] + [
-            (_WHEEL, (-.1, y * .15, .06), (.06, .04, .06)) for y in (-1, 1)] + [(_BALL, (back, y * span * .45, high - .05), (u(.1, .2), .06, .06)) for y in (-1, 1)]
+    body = (_BALL, (0, 0, high), (long, .12, .12))
+    wing = (_BOX, (back, 0, high + u(-.05, .08)), (u(.1, .2), span, .02))
+    tail = (_BOX, (-long * .85, 0, high + .05), (.08, span * .4, .02))
+    fin = (_BOX, (-long * .85, 0, high + .17), (.09, .02, u(.1, .18)))
+    strut = (_ROD, (long * .6, 0, high / 2), (.03, .03, high / 2))
+    wheels = [(_WHEEL, (-.1, y * .15, .06), (.06, .04, .06)) for y in _BOTH]
+    engines = [(_BALL, (back, y * span * .45, high - .05), (u(.1, .2), .06, .06)) for y in _BOTH]
+    return [body, wing, tail, fin, strut, *wheels, *engines]
 
 # %% ../../nbs/03_clevr.ipynb #c052
 def _truck(u):
     long, wide, cab, high, wheel = u(.55, .8), u(.22, .3), u(.15, .25), u(.15, .4), u(.1, .15)
-    wheels = [(_WHEEL, (x * long, y * wide, wheel), (wheel, .06, wheel)) for x in (-.7, -.35, .75) for y in (-1, 1)]
-    return wheels + [(_BOX, (-cab, 0, 1.6 * wheel + high), (long - cab, wide, high)), (_BOX, (long - cab, 0, 1.6 * wheel + u(.18, .28)), (cab * .9, wide * .95, u(.18, .28)))]
+    axles = (-.7, -.35, .75)
+    wheels = [(_WHEEL, (x * long, y * wide, wheel), (wheel, .06, wheel)) for x in axles for y in _BOTH]
+    load = (_BOX, (-cab, 0, 1.6 * wheel + high), (long - cab, wide, high))
+    front = (_BOX, (long - cab, 0, 1.6 * wheel + u(.18, .28)), (cab * .9, wide * .95, u(.18, .28)))
+    return [*wheels, load, front]
 
 def _car(u):
     long, wide, high, wheel, roof = u(.5, .7), u(.24, .32), u(.08, .13), u(.09, .14), u(.1, .2)
-    wheels = [(_WHEEL, (x * long * .62, y * wide, wheel), (wheel, .05, wheel)) for x in (-1, 1) for y in (-1, 1)]
-    return wheels + [(_BOX, (0, 0, wheel + high), (long, wide, high)), ((_BALL, _BOX)[int(u(0, 2))], (u(-.15, 0), 0, wheel + 2 * high + roof / 2), (long * u(.4, .6), wide * .85, roof))]
+    wheels = [(_WHEEL, (x * long * .62, y * wide, wheel), (wheel, .05, wheel)) for x in _BOTH for y in _BOTH]
+    body = (_BOX, (0, 0, wheel + high), (long, wide, high))
+    kind = (_BALL, _BOX)[int(u(0, 2))]
+    cabin = (kind, (u(-.15, 0), 0, wheel + 2 * high + roof / 2), (long * u(.4, .6), wide * .85, roof))
+    return [*wheels, body, cabin]
 
+# %% ../../nbs/03_clevr.ipynb #b65cb0f7
 def toy(category: int, instance: int):
-    "Kinds, frames [P, 3, 3] and centres [P, 3] of a toy's parts, standing on the floor, within 1 of the middle."
+    "Kinds, frames [P, 3, 3] and centres [P, 3] of a toy's parts, on the floor, within 1 of the middle."
     rng = np.random.default_rng((category, instance))
     parts = (_animal, _human, _plane, _truck, _car)[category](rng.uniform)
     centre, half = np.array([c for _, c, _ in parts]), np.array([h for _, _, h in parts])
-    reach = max(np.linalg.norm(abs(centre[:, :2]) + half[:, :2], axis=1).max(), (centre[:, 2] + half[:, 2]).max())
-    frame = np.stack([(np.eye(3) if order is None else np.eye(3)[order]) / half[i, order or [0, 1, 2]][:, None] for i, ((_, order), _, _) in enumerate(parts)])
+    side = np.linalg.norm(abs(centre[:, :2]) + half[:, :2], axis=1).max()
+    reach = max(side, (centre[:, 2] + half[:, 2]).max())
+    orders = [order or [0, 1, 2] for (_, order), _, _ in parts]
+    frame = np.stack([np.eye(3)[order] / h[order][:, None] for order, h in zip(orders, half)])
     return np.array([kind for (kind, _), _, _ in parts]), frame * reach, centre / reach
 
 # %% ../../nbs/03_clevr.ipynb #c054
-INSTANCES = {"training": (4, 6, 7, 8, 9), "testing": (0, 1, 2, 3, 5)}  # which toys of a family are in which split
-NORB_FACTORS = {"category": 5, "instance": 10, "elevation": 9, "azimuth": 18, "lighting": 6}  # values of each; azimuth in steps of 20°
+INSTANCES = {"training": (4, 6, 7, 8, 9), "testing": (0, 1, 2, 3, 5)}  # a family's toys in each split
+NORB_FACTORS = {"category": 5, "instance": 10, "elevation": 9, "azimuth": 18, "lighting": 6}  # values of each
 _LAMPS = ((3., -3., 4.), (3., 3., 4.), (-2., -2., 4.), (1., 0., 6.))
-_LIGHTINGS = np.array([[.6, .1, .1, .1], [.1, .6, .1, .1], [.1, .1, .6, .2], [.4, .4, 0., 0.], [0., 0., .1, .8], [.3, .3, .3, .3]])
-_STUDIO = Look(size=(96, 96), crop=(0., 240., 40., 280.), half_width=.42, lamps=_LAMPS, strengths=(0.,) * 4, lamp_size=.6, ambient=.2, floor=.7)
+_LIGHTINGS = np.array([[.6, .1, .1, .1], [.1, .6, .1, .1], [.1, .1, .6, .2],
+                       [.4, .4, 0., 0.], [0., 0., .1, .8], [.3, .3, .3, .3]])
+_STUDIO = Look(size=(96, 96), crop=(0., 240., 40., 280.), half_width=.42, lamps=_LAMPS, strengths=(0.,) * 4,
+               lamp_size=.6, ambient=.2, floor=.7)
 
+# %% ../../nbs/03_clevr.ipynb #3e66e599
 def _turned_toys(category, instance, azimuth) -> Solids:
     "The toys as solids, turned to their azimuth."
-    toys = [toy(c, i) for c, i in zip(category.tolist(), instance.tolist())]
+    names = list(zip(category.tolist(), instance.tolist()))
+    toys = [toy(*name) for name in names]
     most = max(len(t[0]) for t in toys)
     pad = lambda v, fill: np.concatenate([v, np.broadcast_to(fill, (most - len(v), *v.shape[1:]))])
-    kind, frame, centre = (np.stack([pad(t[j], fill) for t in toys]) for j, fill in enumerate((-1, np.eye(3), 0.)))
-    own = np.array([np.random.default_rng((c, i, 1)).uniform(0, 2 * np.pi) for c, i in zip(category.tolist(), instance.tolist())])
+    kind, frame, centre = (np.stack([pad(t[j], f) for t in toys]) for j, f in enumerate((-1, np.eye(3), 0.)))
+    own = np.array([np.random.default_rng((*name, 1)).uniform(0, 2 * np.pi) for name in names])
     angle = np.radians(20. * azimuth) + own
     c, s, zero = np.cos(angle), np.sin(angle), np.zeros_like(angle)
     turn = np.stack([c, -s, zero, s, c, zero, zero, zero, zero + 1], -1).reshape(-1, 1, 3, 3)
     to = lambda v: torch.from_numpy(v.astype(np.float32))
-    return Solids(kind, to(frame @ turn.swapaxes(-1, -2)), to((turn @ centre[..., None])[..., 0]), torch.full((*kind.shape, 3), .45), torch.zeros(kind.shape, dtype=torch.bool))
+    frame, centre = frame @ turn.swapaxes(-1, -2), (turn @ centre[..., None])[..., 0]
+    grey, metal = torch.full((*kind.shape, 3), .45), torch.zeros(kind.shape, dtype=torch.bool)
+    return Solids(kind, to(frame), to(centre), grey, metal)
 
 # %% ../../nbs/03_clevr.ipynb #c055
 def norb(category, instance, elevation, azimuth, lighting,  # ints or int arrays [n]: 0–4, 0–9, 0–8, 0–17, 0–5
-         size: int = 96, device: str | torch.device = "cpu") -> tuple[UInt8[np.ndarray, "n 2 H W"], Bool[np.ndarray, "n 2 H W"]]:
+         size: int = 96, device: str | torch.device = "cpu",
+         ) -> tuple[UInt8[np.ndarray, "n 2 H W"], Bool[np.ndarray, "n 2 H W"]]:
     "Stereo pairs of grey pictures of toys, and where the toy is in each."
-    factors = np.broadcast_arrays(*(np.atleast_1d(v) for v in (category, instance, elevation, azimuth, lighting)))
+    factors = np.atleast_1d(category, instance, elevation, azimuth, lighting)
+    factors = np.broadcast_arrays(*factors)
     parts = [_some_norb(*(v[i:i + 64] for v in factors), size, device) for i in range(0, len(factors[0]), 64)]
     return tuple(np.concatenate(p) for p in zip(*parts))
 
+def _camera(elevation: np.ndarray, side: float) -> Float[Tensor, "n 3"]:
+    "Where the camera stands that looks from `side` degrees to the side."
+    e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
+    towards = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1)
+    return torch.from_numpy(towards.astype(np.float32)) * 4. + torch.tensor([0., 0., .35])
+
+# %% ../../nbs/03_clevr.ipynb #9692e712
 def _some_norb(category, instance, elevation, azimuth, lighting, size, device):
-    solids, look, pairs = _turned_toys(category, instance, azimuth).to(device), _STUDIO.change(size=(size, size)), []
+    "Pairs that are drawn at once."
+    solids, look = _turned_toys(category, instance, azimuth).to(device), _STUDIO.change(size=(size, size))
     lamps = torch.tensor(look.lamps, device=device).expand(len(category), -1, -1)
+    strengths, pairs = torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device), []
     for side in (-3, 3):
-        e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
-        eye = torch.from_numpy(np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1).astype(np.float32)) * 4. + torch.tensor([0., 0., .35])
-        pairs.append(render(solids, look, eye.to(device), lamps, (0., 0., .35), torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device)))
-    image = torch.stack([(p[:, 0] * 255).round().to(torch.uint8) for p, _ in pairs], 1)
-    return image.cpu().numpy(), torch.stack([which < solids.kind.shape[1] for _, which in pairs], 1).cpu().numpy()
+        eye = _camera(elevation, side).to(device)
+        picture, which = render(solids, look, eye, lamps, (0., 0., .35), strengths)
+        pairs.append(((picture[:, 0] * 255).round().to(torch.uint8), which < solids.kind.shape[1]))
+    return tuple(torch.stack(v, 1).cpu().numpy() for v in zip(*pairs))
 
 # %% ../../nbs/03_clevr.ipynb #c056
 def norb_grid(split: str) -> Int[np.ndarray, "24300 5"]:
     "All combinations of the factors in a split, in a shuffled order, as in the published files."
     if split not in INSTANCES: raise ValueError(f"split: must be training or testing, is {split!r}")
-    values = [INSTANCES[split] if name == "instance" else range(count) for name, count in NORB_FACTORS.items()]
-    grid = np.stack(np.meshgrid(*values, indexing="ij"), -1).reshape(-1, len(values))
+    values = {k: range(count) for k, count in NORB_FACTORS.items()} | {"instance": INSTANCES[split]}
+    grid = np.stack(np.meshgrid(*values.values(), indexing="ij"), -1).reshape(-1, len(values))
     return grid[np.random.default_rng(0).permutation(len(grid))]
 
-def norb_scenes(n: int, rng: np.random.Generator, split: str = "training", size: int = 96, device: str | torch.device = "cpu") -> Scenes:
+def norb_scenes(n: int, rng: np.random.Generator, split: str = "training", size: int = 96,
+                device: str | torch.device = "cpu") -> Scenes:
     "Toys seen by the left camera, factors drawn from the split's grid; entity 1 is the toy."
     grid = norb_grid(split)
     chosen = grid[rng.choice(len(grid), n, replace=n > len(grid))]
     image, where = norb(*chosen.T, size, device)
-    factors = {name: np.pad(v[:, None], ((0, 0), (1, 0))).astype(np.float32) for name, v in zip(NORB_FACTORS, chosen.T)}
-    return check_scenes(Scenes(image[:, 0, ..., None], where[:, 0].astype(np.uint8), np.ones((n, 2), bool), factors), "norb")
+    factors = {k: with_background(v[:, None]).astype(np.float32) for k, v in zip(NORB_FACTORS, chosen.T)}
+    left, mask = image[:, 0, ..., None], where[:, 0].astype(np.uint8)
+    return check_scenes(Scenes(left, mask, np.ones((n, 2), bool), factors), "norb")

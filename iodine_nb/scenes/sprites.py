@@ -21,7 +21,7 @@ CELL = np.array([[191, 255, 255, 255, 223],
 
 TETROMINOES = {2: "1/1/1/1", 3: "111/100", 4: "100/111", 5: "001/111", 6: "111/001", 7: "11/01/01",
                9: "11/10/10", 10: "10/10/11", 11: "110/011", 12: "011/110", 13: "01/11/10", 14: "10/11/01",
-               15: "010/111", 16: "111/010", 17: "01/11/01", 18: "10/11/10", 19: "11/11"}  # code -> rows of cells
+               15: "010/111", 16: "111/010", 17: "01/11/01", 18: "10/11/10", 19: "11/11"}  # code -> rows
 
 COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.uint8)
 
@@ -37,7 +37,7 @@ def shape_cells(code: int) -> Int[np.ndarray, "4 2"]:
 
 # %% ../../nbs/02_sprites.ipynb #c010
 def _corners(rng, shape: np.ndarray, cell: int, grid: int):
-    "Uniform top-left corners for shapes [N, S] (indices into the table) inside a square of grid × grid cells."
+    "Uniform top-left corners for shapes [N, S] (indices into the table) in a square of grid × grid cells."
     cells = np.stack([shape_cells(c) for c in TETROMINOES])[shape]  # [N, S, 4, 2]
     room = (grid - 1 - cells.max(2)) * cell + 1
     corner = (rng.random(room.shape) * room).astype(int)  # [N, S, 2]
@@ -61,10 +61,10 @@ def _place(rng, n: int, shapes: int, cell: int, grid: int):
         if not len(again): return shape, corner, cells
         shape[again] = rng.integers(len(TETROMINOES), size=(len(again), shapes))
         corner[again], cells[again] = _corners(rng, shape[again], cell, grid)
-    room = f"{grid} × {grid} cells"
-    raise ValueError(f"tetrominoes: {shapes} shapes do not fit into {room}; use fewer shapes or a larger grid")
+    what = f"{shapes} shapes do not fit into {grid} × {grid} cells"
+    raise ValueError(f"tetrominoes: {what}; use fewer shapes or a larger grid")
 
-# %% ../../nbs/02_sprites.ipynb #771c80ce
+# %% ../../nbs/02_sprites.ipynb #7169210c
 def _draw(cells, colour, cell: int, size: int):
     "Images [n, size, size, 3] and masks [n, size, size] of coloured cells."
     n, s = cells.shape[:2]
@@ -89,7 +89,8 @@ def tetrominoes(n: int,  # scenes
     shape, corner, cells = _place(rng, n, shapes, cell, grid)
     colour = COLOURS[rng.integers(len(COLOURS), size=(n, shapes))]  # [n, S, 3]
     image, mask = _draw(cells, colour, cell, grid * cell)
-    factors = {"shape": np.array(list(TETROMINOES))[shape], "x": corner[..., 0], "y": corner[..., 1], "color": colour}
+    (x, y), code = np.moveaxis(corner, -1, 0), np.array(list(TETROMINOES))[shape]
+    factors = {"shape": code, "x": x, "y": y, "color": colour}
     factors = {k: with_background(v).astype(np.float32) for k, v in factors.items()}
     return check_scenes(Scenes(image, mask, np.ones((n, shapes + 1), bool), factors), "tetrominoes")
 
@@ -98,7 +99,7 @@ SPRITES = ("square", "ellipse", "heart")
 _SIDE = .30  # side of the square, in image heights, at scale 1
 _RADII = .1995, .1125  # half axes of the ellipse
 _HEART = np.array([.1418, .1144, .1013, .0950, .0923, .0930, .0965, .1028, .1130, .1270,
-                   .1435, .1587, .1700, .1752, .1745, .1670, .1510, .1232, .0831])  # its radius, every 10° from the tip
+                   .1435, .1587, .1700, .1752, .1745, .1670, .1510, .1232, .0831])  # every 10° from the tip
 
 def silhouettes(shape, scale, orientation, x, y,  # factors [N]: index into SPRITES, 0.5–1, radians, 0–1, 0–1
                 size: int = 64) -> Bool[np.ndarray, "N H W"]:
@@ -115,7 +116,7 @@ def silhouettes(shape, scale, orientation, x, y,  # factors [N]: index into SPRI
     return np.where(shape == 0, square, np.where(shape == 1, ellipse, heart))
 
 # %% ../../nbs/02_sprites.ipynb #c026
-VARIANTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest, most sprites
+VARIANTS = {"binarized": (2, 3), "colored_on_grayscale": (2, 5), "colored_on_colored": (1, 4)}  # fewest, most
 
 def _hsv_to_rgb(hsv: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
     "Hue, saturation and value, each 0 to 1, to RGB."
@@ -166,7 +167,7 @@ def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float
     for _ in range(1000):
         again = np.flatnonzero(_hidden(mask, count, most, pixels))
         if not len(again): return factors, count, mask
-        new, _ = _draw_factors(rng, len(again), fewest, most, lattice)  # the count stays: few sprites are not favoured
+        new, _ = _draw_factors(rng, len(again), fewest, most, lattice)  # counts stay: few are not favoured
         for k in factors: factors[k][again] = new[k]
         mask[again] = _visible_entity(new, count[again], size)
     cannot = f"{pixels:g} visible pixels a sprite cannot be met at {size} × {size}"
@@ -181,7 +182,7 @@ def multi_dsprites(n: int,  # scenes
                    value: tuple[float, float] = (.5, 1.),  # range of their HSV value
                    grey: tuple[float, float] = (0., 1.),  # range of the grey background
                    visible: float = 30 / 64**2,  # least part of the image that a sprite must show
-                   lattice: bool = True) -> Scenes:  # positions on dSprites' 32 × 32 places; False: anywhere between
+                   lattice: bool = True) -> Scenes:  # on dSprites' 32 × 32 places; False: anywhere between
     "Multi-dSprites scenes; factors as in the published files: shape (1–3), scale, orientation, x, y, color."
     if size < 1: raise ValueError(f"multi_dsprites: size must be at least 1, is {size}")
     if variant not in VARIANTS:
@@ -190,7 +191,7 @@ def multi_dsprites(n: int,  # scenes
     parts = [_some_dsprites(min(1000, n - i), rng, *how) for i in range(0, max(n, 1), 1000)]
     return check_scenes(Scenes.joined(parts), "multi_dsprites")
 
-# %% ../../nbs/02_sprites.ipynb #d829558e
+# %% ../../nbs/02_sprites.ipynb #dfc15845
 def _some_dsprites(n, rng, variant, size, saturation, value, grey, pixels, lattice) -> Scenes:
     "Scenes that are drawn at once."
     fewest, most = VARIANTS[variant]
