@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from iodine_nb.scenes.format import SceneFile, save_scenes
-from iodine_nb.models.iodine import IODINE
+from iodine_nb.experiments.experiment import build
 from iodine_nb.experiments.presets import preset
 from iodine_nb.scenes.sprites import tetrominoes
 from iodine_nb.training.fit import fit
@@ -21,8 +21,8 @@ def scenes(path, seed=0):
 
 
 def train(run, data, steps, chosen=TINY, held_out=None):
-    torch.manual_seed(0)
-    return fit(IODINE(chosen.model), data, chosen.training.change(steps=steps), run, held_out, describe=chosen.to_dict(), progress=False)
+    chosen = chosen.change(training__steps=steps)
+    return fit(build(chosen, seed=0), data, chosen.training, run, held_out, chosen.score, chosen.to_dict(), progress=False)
 
 
 def train_alone(run, data, steps):

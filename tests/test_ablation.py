@@ -3,8 +3,8 @@ import os, signal
 
 import pytest
 
-from iodine_nb.experiments import ablation as module
-from iodine_nb.experiments.ablation import ARMS, Ablation, final_scores, run, small
+from iodine_nb.experiments import experiment as module
+from iodine_nb.experiments.ablation import ARMS, Ablation, final_scores, finished, run, small
 from small import TINY
 
 TINY = TINY.change(training__steps=4, training__evaluate_every=2, training__evaluate_scenes=4)
@@ -22,11 +22,11 @@ def test_a_stop_ends_all_arms_and_the_same_call_goes_on(tmp_path, monkeypatch):
         return fit(model, source, *rest, **named)
     monkeypatch.setattr(module, "fit", stopped)
     run(ask, tmp_path / "test.h5")
-    assert not ask.finished("a", 0) and ask.record("a", 0).log() == [] and not ask.record("b", 0).path.exists()
+    assert not finished(ask, "a", 0) and ask.record("a", 0).log() == [] and not ask.record("b", 0).path.exists()
     assert ask.record("a", 0).checkpoint.exists()
     monkeypatch.undo()
     run(ask, tmp_path / "test.h5")
-    assert all(ask.finished(arm, 0) for arm in "ab") and len(final_scores(ask)["b"]) == 1
+    assert all(finished(ask, arm, 0) for arm in "ab") and len(final_scores(ask)["b"]) == 1
 
 
 def test_two_processes_train_what_one_does(tmp_path):
@@ -44,7 +44,7 @@ def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
     run(long, tmp_path / "test.h5")
     short = Ablation(long.folder, TINY.change(training__steps=2), long.arms, long.seeds)
     whole, part = (x.record("a", 0).curve("nll") for x in (long, short))
-    assert short.finished("a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0] and whole[0].tolist() == [2, 4]
+    assert finished(short, "a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0] and whole[0].tolist() == [2, 4]
     before = (long.record("a", 0).path / "log.jsonl").read_bytes()
     run(short, tmp_path / "test.h5")  # nothing to do, and nothing lost
     assert (long.record("a", 0).path / "log.jsonl").read_bytes() == before
@@ -53,13 +53,13 @@ def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
 
 
 def test_the_arms_of_the_log_are_configurations_and_differ():
-    texts = [str(small(arm).preset(arm, 0).to_dict()) for arm in ARMS]
+    texts = [str(small(arm).experiment(arm, 0).to_dict()) for arm in ARMS]
     assert len(set(texts)) == len(ARMS)
 
 
 def test_the_committed_records_are_of_their_arms():
     for arm in ARMS:
-        for seed in (0, 1, 2): small(arm).finished(arm, seed)  # ValueError, if a record is of another configuration
+        for seed in (0, 1, 2): finished(small(arm), arm, seed)  # ValueError, if a record is of another configuration
     assert {len(r) for r in small("base", "relu", "gated", "no normalisation", "image and gradients").records().values()} == {3}
     half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start", "no warm-up", "T = 1", "sigmoid means", "port")
     assert {arm: len(r) for arm, r in small(*half, steps=3_000).records().items()} == {arm: 3 for arm in half}

@@ -10,9 +10,10 @@ import iodine_nb
 from iodine_nb.cli import main
 from iodine_nb.scenes.format import SceneFile, save_scenes
 from iodine_nb.training.metrics import evaluate, way_of
-from iodine_nb.experiments.presets import Preset, preset
+from iodine_nb.experiments.experiment import Experiment, experiment_of, load_model
+from iodine_nb.experiments.presets import preset
 from iodine_nb.scenes.sprites import tetrominoes
-from iodine_nb.training.fit import Record, load_model
+from iodine_nb.training.fit import Record
 
 TOP = Path(__file__).parent.parent
 
@@ -41,8 +42,8 @@ SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")  # these are ke
 def test_card_and_record_agree(name):
     _, card = load_model(name)
     config = json.loads((TOP / "data/runs" / name / "config.json").read_text())
-    ran = Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")})
-    assert Preset.from_dict(card["preset"]) == ran and ran.model == preset(name).model
+    ran = experiment_of(config)
+    assert Experiment.from_dict(card["preset"]) == ran and ran.model == preset(name).model
     assert ran.training.change(steps=1) == preset(name).training.change(steps=1)
     assert Record(TOP / "data/runs" / name).log()[-1]["step"] == card["steps"]
 
@@ -88,7 +89,7 @@ def test_pictures_from_the_command_line(tmp_path, capsys):
     assert "best of 1, descent 2, KL × 2, by explanation\nMSE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line, said", [("eval nothing s.h5", "no such weights"), ("eval iterative_desk", "iterative_desk.json: no Preset; weights of another kind of model?"), ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
+@pytest.mark.parametrize("line, said", [("eval nothing s.h5", "no such weights"), ("eval iterative_desk --restarts 3", "restarts: models of the kind iterative have no such option"), ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
                                         ("data folder . --out o.h5", "no pictures here"), ("train --data no.h5 --run r desk", "no.h5: no such scene file")])
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, line, said):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,8 @@ from iodine_nb.core import Noise, seeded
 from iodine_nb.scenes.format import Batch
 from iodine_nb.models.decoder import DecoderConfig
 from iodine_nb.models.inputs import INPUTS
-from iodine_nb.models.iodine import IODINE, IODINEConfig, loss_weights
+from iodine_nb.models.iodine import accumulated, IODINE, IODINEConfig, loss_weights, unrolled
+from iodine_nb.models.slot_frame import SlotFrameConfig, SlotFrameIODINE
 from iodine_nb.models.refinement import RefinementConfig
 
 options = st.fixed_dictionaries(dict(
@@ -23,7 +24,7 @@ options = st.fixed_dictionaries(dict(
 
 def build(config, gain=.2):
     torch.manual_seed(0)
-    model = IODINE(config).double()
+    model = (SlotFrameIODINE if isinstance(config, SlotFrameConfig) else IODINE)(config).double()
     with torch.no_grad():
         for p in model.parameters(): p.add_(gain * torch.randn_like(p))
     return model
@@ -38,15 +39,15 @@ def draws(model, config, n=2):
 @settings(max_examples=40, deadline=None)
 @given(options, st.booleans(), st.booleans())
 def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detached, own_frame):
-    config = IODINEConfig(sigma=.3, **fields | (dict(frame="slot", latent=fields["latent"] + 2) if own_frame else {}))
+    config = SlotFrameConfig(sigma=.3, **fields | dict(latent=fields["latent"] + 2)) if own_frame else IODINEConfig(sigma=.3, **fields)
     model = build(config)
     image, noise = draws(model, config)
     kw = dict(weights=loss_weights(config.iterations, config.weights), kl_weight=.7, sigma_factor=1.1)
     start = lambda: model.start(2, config.slots, seeded(3))
-    value, evaluations, ours = model.accumulated(image, start(), noise, cut_posterior=detached, **kw)
-    plain, reference_evaluations = model.unrolled(image, start(), noise, cut_decoder=True, cut_posterior=detached, **kw)
+    value, evaluations, ours = accumulated(model, image, start(), noise, cut_posterior=detached, **kw)
+    plain, reference_evaluations = unrolled(model, image, start(), noise, cut_decoder=True, cut_posterior=detached, **kw)
     reference = torch.autograd.grad(plain, list(model.parameters()), allow_unused=True)
-    assert torch.allclose(value, plain, rtol=1e-12) and torch.allclose(evaluations[-1].λ, reference_evaluations[-1].λ, rtol=1e-12)
+    assert torch.allclose(value, plain, rtol=1e-12) and torch.allclose(evaluations[-1].posterior, reference_evaluations[-1].posterior, rtol=1e-12)
     scale = max(r.abs().max() for r in reference if r is not None)
     for (name, p), a, b in zip(model.named_parameters(), ours, reference):
         b = torch.zeros_like(p) if b is None else b
@@ -54,7 +55,7 @@ def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detache
 
 
 def test_in_its_own_frame_a_slots_place_is_not_drawn_and_costs_nothing():
-    config = IODINEConfig((1, 8, 8), 3, 5, 2, start="drawn", frame="slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = SlotFrameConfig((1, 8, 8), 3, 5, iterations=2, start="drawn", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config)
     λ = model.start(2, 3, seeded(3)).detach()
@@ -62,12 +63,12 @@ def test_in_its_own_frame_a_slots_place_is_not_drawn_and_costs_nothing():
     e, other, further = (model.evaluate(image, l, n) for l, n in ((λ, noise[0]), (λ, noise[1]), (moved, noise[0])))
     assert torch.equal(e.z[..., :2], λ[..., :2]) and torch.equal(e.z[..., :2], other.z[..., :2]) and not torch.allclose(e.z[..., 2:], other.z[..., 2:])
     assert torch.equal(e.kl, further.kl) and not torch.allclose(e.mask_logits, further.mask_logits)
-    with pytest.raises(ValueError, match="frame: slot needs latent of at least 3"): config.change(latent=2)
+    with pytest.raises(ValueError, match="a slot's frame needs a latent of at least 3"): config.change(latent=2)
 
 
 @pytest.mark.parametrize("mode", ["exact", "truncated", "detached"])
 def test_backward_hands_out_the_gradients(mode):
-    config = IODINEConfig((3, 6, 6), 2, 3, 2, gradients=mode, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=2, gradients=mode, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     batch = Batch(torch.rand(2, 3, 6, 6, generator=seeded(0), dtype=torch.float64))
     terms = model.loss(batch, generator=seeded(1))
@@ -82,7 +83,7 @@ def test_backward_hands_out_the_gradients(mode):
 def test_exact_gradients_against_finite_differences():
     "With the five inputs left out there is nothing to cut, so `exact` is the true gradient of the loss."
     free = tuple(n for n, i in INPUTS.items() if not i.cut)
-    config = IODINEConfig((1, 5, 4), 2, 2, 2, sigma=.5, gradients="exact", inputs=free, decoder=DecoderConfig((3,), 3), refinement=RefinementConfig((3,), lstm=3, mlp=()))
+    config = IODINEConfig((1, 5, 4), 2, 2, iterations=2, sigma=.5, gradients="exact", inputs=free, decoder=DecoderConfig((3,), 3), refinement=RefinementConfig((3,), lstm=3, mlp=()))
     model = build(config)
     batch = Batch(torch.rand(1, 1, 5, 4, generator=seeded(0), dtype=torch.float64))
     loss = lambda: model.loss(batch, generator=seeded(1))["loss"]
@@ -97,27 +98,27 @@ def test_exact_gradients_against_finite_differences():
 
 
 def test_images_of_a_batch_do_not_touch_each_other():
-    config = IODINEConfig((3, 6, 6), 3, 3, 2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config, 4)
     kw = dict(weights=loss_weights(2))
-    _, together, _ = model.accumulated(image, model.start(4, 3, None), noise, **kw)
-    _, alone, _ = model.accumulated(image[1:2], model.start(1, 3, None), [n[1:2] for n in noise], **kw)
-    assert torch.allclose(together[-1].λ[1:2], alone[-1].λ, rtol=1e-10)
+    _, together, _ = accumulated(model, image, model.start(4, 3, None), noise, **kw)
+    _, alone, _ = accumulated(model, image[1:2], model.start(1, 3, None), [n[1:2] for n in noise], **kw)
+    assert torch.allclose(together[-1].posterior[1:2], alone[-1].posterior, rtol=1e-10)
 
 
 def test_slots_are_exchangeable():
-    config = IODINEConfig((3, 6, 6), 3, 3, 2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config)
     order = [2, 0, 1]
-    run = lambda n: model.accumulated(image, model.start(2, 3, None), n, weights=loss_weights(2))
+    run = lambda n: accumulated(model, image, model.start(2, 3, None), n, weights=loss_weights(2))
     (a, ea, _), (b, eb, _) = run(noise), run([n[:, order] for n in noise])
-    assert torch.allclose(a, b, rtol=1e-10) and torch.allclose(ea[-1].λ[:, order], eb[-1].λ, rtol=1e-8)
+    assert torch.allclose(a, b, rtol=1e-10) and torch.allclose(ea[-1].posterior[:, order], eb[-1].posterior, rtol=1e-8)
 
 
 def test_bfloat16_is_close_and_finite():
-    config = IODINEConfig((3, 8, 8), 3, 4, 2, sigma=.3, decoder=DecoderConfig((8, 8), 3, 1), refinement=RefinementConfig((8,), lstm=8, mlp=(8,)))
+    config = IODINEConfig((3, 8, 8), 3, 4, iterations=2, sigma=.3, decoder=DecoderConfig((8, 8), 3, 1), refinement=RefinementConfig((8,), lstm=8, mlp=(8,)))
     torch.manual_seed(0)
     model = IODINE(config).to(memory_format=torch.channels_last)
     batch = Batch(torch.rand(2, 3, 8, 8, generator=seeded(0)))
@@ -128,7 +129,7 @@ def test_bfloat16_is_close_and_finite():
 
 
 def test_per_slot_starts_cannot_grow():
-    model = IODINE(IODINEConfig((3, 6, 6), 2, 3, 1, start="per_slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    model = IODINE(IODINEConfig((3, 6, 6), 2, 3, iterations=1, start="per_slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
     with pytest.raises(ValueError, match="start for each of 2 slots"): model.infer(torch.rand(1, 3, 6, 6), slots=3)
     with pytest.raises(ValueError, match="images: 1×6×6 .* but this model takes 3×6×6"): model.infer(torch.rand(1, 1, 6, 6))
 
@@ -141,11 +142,11 @@ def test_descent_of_an_image_does_not_depend_on_the_others(fields):
     infer = lambda rows: model.infer(images[rows], restarts=2, descent=3, generator=Noise((5,), rows, 3))
     together, apart = infer(torch.arange(3)), [infer(torch.tensor([i])) for i in range(3)]
     assert len(together) == config.iterations + 2
-    for i, alone in enumerate(apart): assert torch.allclose(together[-1].λ[i], alone[-1].λ[0], rtol=1e-6, atol=1e-9)
+    for i, alone in enumerate(apart): assert torch.allclose(together[-1].posterior[i], alone[-1].posterior[0], rtol=1e-6, atol=1e-9)
 
 
 def test_descent_leads_down_and_refuses_less_than_none():
-    model = build(IODINEConfig((3, 6, 6), 2, 4, 2, kl_weight=.1, decoder=DecoderConfig((6,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    model = build(IODINEConfig((3, 6, 6), 2, 4, iterations=2, kl_weight=.1, decoder=DecoderConfig((6,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
     *_, last, lower = model.infer(torch.rand(32, 3, 6, 6, generator=seeded(1), dtype=torch.float64), descent=40, generator=seeded(0))
     assert lower.loss.mean() < .8 * last.loss.mean()
     with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"): model.infer(torch.rand(1, 3, 6, 6), descent=-1)
@@ -154,7 +155,7 @@ def test_descent_leads_down_and_refuses_less_than_none():
 
 
 def test_explanation_asks_the_pixel():
-    model = build(IODINEConfig((1, 4, 5), 2, 3, 1))
+    model = build(IODINEConfig((1, 4, 5), 2, 3, iterations=1))
     image, means = (torch.rand(3, 1, 4, 5, generator=seeded(0)) > .5).double(), torch.tensor([0., 1.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
     logits = torch.tensor([1., 0.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
     e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means, mask_logits=logits, mixture=model.mixture(image, means, logits, .1))

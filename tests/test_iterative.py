@@ -7,27 +7,27 @@ from hypothesis import given, settings, strategies as st
 
 from iodine_nb.core import seeded
 from iodine_nb.scenes.format import Batch
-from iodine_nb.models.iterative import ITERATIVE, SEEN, InferenceNetwork, IterativeConfig, IterativeModel, IterativePreset, binarise, elbo_scores, optimise
+from iodine_nb.experiments.experiment import build, export_weights, load_model, train as train_experiment
+from iodine_nb.experiments.presets import preset
+from iodine_nb.models.iterative import SEEN, InferenceNetwork, IterativeConfig, IterativeModel, binarise, elbo_scores, optimise
 from iodine_nb.scenes.sprites import single_dsprites
-from iodine_nb.training.fit import export_weights, fit, load_model, weights_folder
 
-TINY = ITERATIVE["iterative_small"].change(model__image=(1, 14, 14), model__hidden=(16, 16), training__batch_size=8, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100)
+TINY = preset("iterative_small").change(model__image=(1, 14, 14), model__hidden=(16, 16), training__batch_size=8, training__log_every=2, training__checkpoint_every=3, training__evaluate_every=100)
 images = lambda n=8, size=14: Batch.of(single_dsprites(n, np.random.default_rng(0), size)).image
 
 
 def train(run, steps):
-    torch.manual_seed(0)
-    return fit(TINY.build(), TINY.generated(), TINY.training.change(steps=steps), run, describe=TINY.to_dict(), progress=False)
+    return train_experiment(TINY.change(training__steps=steps), run, progress=False)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_and_its_weights_load(tmp_path):
     train(tmp_path / "whole", 8)
     train(tmp_path / "cut", 5)
     train(tmp_path / "cut", 8)
-    for run in ("whole", "cut"): export_weights(tmp_path / run, tmp_path / f"{run}.safetensors", kind=IterativePreset)
-    whole, cut = (load_model(tmp_path / f"{run}.safetensors", IterativePreset)[0] for run in ("whole", "cut"))
+    for run in ("whole", "cut"): export_weights(tmp_path / run, tmp_path / f"{run}.safetensors")
+    whole, cut = (load_model(tmp_path / f"{run}.safetensors")[0] for run in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), cut.state_dict().values()))
-    assert torch.equal(whole.infer(images(), generator=seeded(0))[-1].λ, cut.infer(images(), generator=seeded(0))[-1].λ)
+    assert torch.equal(whole.infer(images(), generator=seeded(0))[-1].posterior, cut.infer(images(), generator=seeded(0))[-1].posterior)
 
 
 @settings(max_examples=25, deadline=None)
@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_plain_loss(update, inputs, form, highway, it
     m.step = m_step
     e, total = m.estimate(x, m.start(x).requires_grad_(), noise[0]), 0.
     for eps in noise[1:]:
-        g, = torch.autograd.grad(-e.elbo.sum(), e.λ, retain_graph=True)
+        g, = torch.autograd.grad(-e.elbo.sum(), e.posterior, retain_graph=True)
         e = m.estimate(x, m.refine(x, e._replace(gradient=g)), eps)
         total = total - e.elbo.mean() / iterations
     expected = [*torch.autograd.grad(total, mine, retain_graph=True), *torch.autograd.grad(-e.elbo.mean(), theirs)]
@@ -71,7 +71,7 @@ def test_pairs_lose_nothing(rows, seed):
 
 def test_what_an_image_gets_does_not_depend_on_its_neighbours():
     torch.manual_seed(0)
-    m, x, λ = TINY.build(), images(), torch.randn(8, 20)
+    m, x, λ = build(TINY), images(), torch.randn(8, 20)
     noise = torch.randn(8, 1, 10)
     alone = torch.cat([m.estimate(x[i:i + 1], λ[i:i + 1], noise[i:i + 1]).elbo for i in range(8)])
     assert torch.allclose(m.estimate(x, λ, noise).elbo, alone, atol=1e-4)
@@ -79,7 +79,7 @@ def test_what_an_image_gets_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize("name", ["iterative_desk", "iterative_blind", "vae_desk", "iterative_plane"])
 def test_the_shipped_weights_are_what_their_cards_say(name):
-    model, card = load_model(name, IterativePreset)
+    model, card = load_model(name)
     x = Batch.of(single_dsprites(320, np.random.default_rng(1))).image  # what held-out files are made from
     found = elbo_scores(model, Batch(x), seeded(0))["elbo"].mean().item()
     start = model.infer(x, 0, seeded(0))[0].elbo.mean().item()
@@ -87,13 +87,13 @@ def test_the_shipped_weights_are_what_their_cards_say(name):
 
 
 def test_an_optimiser_on_λ_improves_the_elbo():
-    model = load_model("iterative_desk", IterativePreset)[0]
+    model = load_model("iterative_desk")[0]
     trace = optimise(model, images(16, 28), 30, .2, "adam", generator=seeded(0))
     assert len(trace) == 31 and trace[-1].elbo.mean() > trace[0].elbo.mean() + 50
 
 
 def test_bad_requests_say_what_would_be_right():
-    with pytest.raises(ValueError, match="iterations: must be at least 0, is -1"): TINY.build().infer(images(), -1)
+    with pytest.raises(ValueError, match="iterations: must be at least 0, is -1"): build(TINY).infer(images(), -1)
     with pytest.raises(ValueError, match="highway needs layers of one width"): IterativeConfig(hidden=(8, 9))
     with pytest.raises(ValueError, match="inputs: must be some of image"): IterativeConfig(inputs=("x",))
     with pytest.raises(ValueError, match="even widths"): IterativeConfig(hidden=(7, 7), activation="relu_pairs")

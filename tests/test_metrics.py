@@ -46,7 +46,7 @@ def test_mean_iou_by_hand():
 def test_scores_by_masks_or_by_explanation():
     truth = torch.tensor([[[0, 1, 1], [0, 2, 2]]])
     last = SimpleNamespace(segmentation=torch.zeros_like(truth), explanation=truth, reconstruction=torch.full((1, 3, 2, 3), .5))
-    model, batch = SimpleNamespace(infer=lambda images, generator=None: [None, last]), Batch(torch.zeros(1, 3, 2, 3), truth)
+    model, batch = SimpleNamespace(infer=lambda images, generator=None: [None, last]), Batch(torch.zeros(1, 3, 2, 3), truth.byte())
     by_masks, by_explanation = decomposition_scores(model, batch), decomposition_scores(model, batch, by="explanation")
     assert by_masks["ari_fg"].item() == 0 and by_explanation["ari_fg"].item() == by_explanation["ari"].item() == 1
     assert by_masks["mse"].item() == by_explanation["mse"].item() == .25

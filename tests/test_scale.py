@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from iodine_nb.core import write_json
 from iodine_nb.models.iodine import IODINE
-from iodine_nb.experiments.presets import Preset
-from iodine_nb.training.fit import Record, load_model
+from iodine_nb.experiments.experiment import Experiment, build, load_model, save_weights
+from iodine_nb.training.fit import Record
 from small import ARGUMENTS, TINY, scenes, train, train_alone
 
 BIN = Path(sys.executable).parent
@@ -113,7 +113,7 @@ def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
 
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIELDS = {"model__slots": st.integers(-1, 5), "model__latent": st.integers(-1, 5), "model__iterations": st.integers(-1, 2), "model__sigma": st.sampled_from([-1., 0., .05, 1., "x"]),
-          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]), "model__frame": st.sampled_from(["picture", "slot", "here"]), "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
+          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]), "kind": st.sampled_from(["iodine", "slot_frame", "here"]), "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
           "model__image": st.sampled_from([(3, 14, 14), (2, 14, 14), (3, 14), (3, 0, 14)]), "model__decoder__kernel": st.sampled_from([0, 2, 3, -3]),
           "model__decoder__channels": st.sampled_from([(4,), (), (0,), (4, 4, 4)]), "model__decoder__upsampling": st.integers(-1, 3),
           "model__refinement__channels": st.sampled_from([(4,), (), (4, 0)]), "model__refinement__lstm": st.integers(-1, 4), "model__refinement__mlp": st.sampled_from([(), (4,), (-4,)]),
@@ -138,7 +138,7 @@ def test_any_configuration_runs_or_is_refused_before_training(tmp_path, data, ch
 @fuzz
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5) | st.sampled_from(["model", "training", "image", "name"]), s, max_size=3)))
 def test_random_configurations_are_refused_with_a_sentence(value):
-    try: Preset.from_dict(value)
+    try: Experiment.from_dict(value)
     except ValueError as e: assert str(e)
 
 
@@ -147,9 +147,7 @@ def test_random_configurations_are_refused_with_a_sentence(value):
 def test_random_weights_are_refused_with_a_sentence(tmp_path, noise, keep):
     path = tmp_path / "w.safetensors"
     if not (tmp_path / "good").exists():
-        torch.manual_seed(0)
-        from iodine_nb.training.fit import save_weights
-        save_weights(tmp_path / "good.safetensors", IODINE(TINY.model), {"preset": TINY.to_dict()})
+        save_weights(tmp_path / "good.safetensors", build(TINY, seed=0), {"preset": TINY.to_dict()})
         (tmp_path / "good").write_bytes((tmp_path / "good.safetensors").read_bytes())
         write_json(tmp_path / "w.json", {"preset": TINY.to_dict()})
     path.write_bytes((tmp_path / "good").read_bytes()[:keep] + noise)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iodine_nb.training import fit
+from iodine_nb.training import fit as training
 from iodine_nb.models.iodine import IODINE
-from iodine_nb.experiments.presets import PRESETS, Preset
-from iodine_nb.training.fit import Record, export_weights, fit, load_model
+from iodine_nb.experiments.experiment import Experiment, experiment_of, export_weights, load_model
+from iodine_nb.experiments.presets import presets
+from iodine_nb.training.fit import Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights
+from iodine_nb.training.metrics import evaluate
 from small import TINY, scenes, train
 
 @pytest.fixture
@@ -131,17 +133,17 @@ def test_weights_that_do_not_fit_name_the_tensor(tmp_path, data):
     train(tmp_path / "a", data, 3)
     export_weights(tmp_path / "a", tmp_path / "w.safetensors")
     weights = load_file(tmp_path / "w.safetensors")
-    save_file({k: v for k, v in weights.items() if k != "λ_0"}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="λ_0 is missing"): load_model(tmp_path / "w.safetensors")
-    save_file(weights | {"λ_0": torch.zeros(1, 2)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"λ_0 is \[1, 2\], this model has \[1, 8\]"): load_model(tmp_path / "w.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "initial_posterior"}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="initial_posterior is missing"): load_model(tmp_path / "w.safetensors")
+    save_file(weights | {"initial_posterior": torch.zeros(1, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"initial_posterior is \[1, 2\], this model has \[1, 8\]"): load_model(tmp_path / "w.safetensors")
     (tmp_path / "w.json").write_text("{")
     with pytest.raises(ValueError, match="w.json: not valid JSON"): load_model(tmp_path / "w.safetensors")
 
 
 def test_steps_without_a_finite_loss_end_the_run(tmp_path, data, monkeypatch):
-    loss = IODINE.forward
-    monkeypatch.setattr(IODINE, "forward", lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
+    loss = IODINE.loss
+    monkeypatch.setattr(IODINE, "loss", lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
     with pytest.raises(FloatingPointError, match="20 steps in a row"): train(tmp_path / "a", data, 40)
 
 
@@ -160,13 +162,66 @@ def test_muon_is_torchs_on_matrices_and_adam_on_the_rest(shape):
     assert torch.allclose(ours.flatten(1), matrix, atol=1e-6)
 
 
-def test_any_model_trains(tmp_path, data):
+class SmallVAE(torch.nn.Module):
+    "A VAE of twenty lines that knows nothing of this library."
+    def __init__(self, pixels=3 * 14 * 14, latent=5):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(pixels, 2 * latent), torch.nn.Linear(latent, pixels)
+
+    def posterior(self, image):
+        mean, log_variance = self.encoder(image.flatten(1)).chunk(2, 1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def loss(self, batch, generator, kl_weight=1.):
+        mean, log_variance = self.posterior(batch.image)
+        z = mean + (log_variance / 2).exp() * generator.draw(mean.shape[1])
+        nll = ((self.decoder(z).view_as(batch.image) - batch.image) ** 2).flatten(1).sum(1).mean() / (2 * .3**2)
+        kl = .5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1).mean()
+        return {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
+
+
+def test_a_model_of_twenty_lines_is_trained_stopped_resumed_scored_saved_and_loaded(tmp_path, data):
+    def run(name, steps):
+        torch.manual_seed(0)
+        config = TrainingConfig(steps=steps, batch_size=8, learning_rate=1e-2, log_every=5, evaluate_every=10,
+                                schedules={"kl_weight": Ramp(0., 1., 20)})
+        return fit(SmallVAE(), data, config, tmp_path / name, data, progress=False)
+    whole, parts = run("whole", 40), (run("parts", 15), run("parts", 40))[1]
+    a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    steps, held_out = whole.curve("held_out_loss")
+    assert list(steps) == [10, 20, 30, 40] and held_out[-1] < held_out[0]
+    assert list(whole.curve("kl_weight")[1][:2]) == [4 / 20, 9 / 20]
+    loaded = SmallVAE()
+    load_weights(loaded, checkpoint_weights(a), whole.checkpoint)
+    mse = lambda model, batch, generator: {"mse": ((model.decoder(model.posterior(batch.image)[0]) - batch.image.flatten(1)) ** 2).mean(1)}
+    assert evaluate(loaded, data, (0,), score=mse)["mse"][0] < evaluate(SmallVAE(), data, (0,), score=mse)["mse"][0]
+
+
+def test_a_loss_gets_what_it_names_and_a_wrong_schedule_is_refused_before_anything_is_written(tmp_path, data):
     class Mean(torch.nn.Module):
         def __init__(self): super().__init__(); self.mean = torch.nn.Parameter(torch.zeros(3, 14, 14))
-        def forward(self, batch, generator, kl_weight, sigma_factor): return {"loss": ((batch.image - self.mean) ** 2).mean()}
-    record = fit(Mean(), data, TINY.training.change(steps=20, learning_rate=.05, log_every=5), tmp_path / "m", progress=False)
-    steps, values = record.curve("loss")
+        def loss(self, batch): return {"loss": ((batch.image - self.mean) ** 2).mean()}
+    config = TINY.training.change(steps=20, learning_rate=.05, log_every=5, schedules={})
+    steps, values = fit(Mean(), data, config, tmp_path / "m", progress=False).curve("loss")
     assert list(steps) == [5, 10, 15, 20] and values[-1] < values[0]
+    wrong = config.change(schedules__kl_weight=Ramp())
+    with pytest.raises(ValueError, match="training.schedules.kl_weight: the loss of Mean has no parameter 'kl_weight'; it has batch"):
+        fit(Mean(), data, wrong, tmp_path / "w", progress=False)
+    with pytest.raises(ValueError, match=r"model: Linear has no method loss\(batch\)"): fit(torch.nn.Linear(1, 1), data, config, tmp_path / "w", progress=False)
+    assert not (tmp_path / "w").exists()
+
+
+def test_cards_and_records_from_before_there_were_kinds_are_read():
+    ramp = lambda *v: dict(zip(("start", "end", "steps"), v))
+    old = {"name": "x", "data": "tetrominoes", "model": {"latent": 10, "frame": "slot"},
+           "training": {"steps": 7, "kl_weight": ramp(0., .16, 300), "sigma_factor": ramp(1., 1., 0)}}
+    found = Experiment.from_dict(old)
+    assert (found.kind, found.model.latent, found.training.steps) == ("slot_frame", 10, 7)
+    assert found.training.schedules == {"kl_weight": Ramp(0., .16, 300)}
+    assert Experiment.from_dict(old | {"model": {"frame": "picture"}}).kind == "iodine"
+    assert Experiment.from_dict({"model": {"hidden": [8, 8]}}).kind == "iterative"
+    with pytest.raises(ValueError, match="kind: must be one of iodine, iterative, .*slot_frame.*, is 'iodin'"): Experiment.from_dict({"kind": "iodin"})
 
 
 def test_a_finished_run_lets_go_of_its_model(tmp_path, data):
@@ -179,9 +234,9 @@ def test_a_finished_run_lets_go_of_its_model(tmp_path, data):
 
 def test_the_record_says_what_ran(tmp_path, data):
     config = json.loads((train(tmp_path / "a", data, 3).path / "config.json").read_text())
-    assert Preset.from_dict({k: config[k] for k in ("name", "data", "model", "training")}) == TINY.change(training__steps=3)
+    assert experiment_of(config) == TINY.change(training__steps=3)
     assert config["data_file"]["name"] == "tetrominoes" and len(config["data_file"]["sha256"]) == 64 and config["machine"]["torch"] == torch.__version__
 
 
 def test_presets_survive_json():
-    for p in PRESETS.values(): assert Preset.from_dict(json.loads(json.dumps(p.to_dict()))) == p
+    for p in presets().values(): assert Experiment.from_dict(json.loads(json.dumps(p.to_dict()))) == p

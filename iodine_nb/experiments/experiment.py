@@ -75,8 +75,10 @@ class Experiment(Config):
         "An experiment from a (JSON) dictionary, those of earlier versions included."
         values = upgraded(values)
         config = family_of(values["kind"]).config.from_dict(values.get("model", {}), "model")
-        return cls(values["kind"], values.get("name", ""), values.get("data", ""), config,
-                   TrainingConfig.from_dict(values.get("training", {}), "training"))
+        for field in ("name", "data"):
+            if not isinstance(values.get(field, ""), str): raise ValueError(f"{field}: must be a text, is {values[field]!r}")
+        training = TrainingConfig.from_dict(values["training"], "training")
+        return cls(values["kind"], values.get("name", ""), values.get("data", ""), config, training)
 
     @property
     def score(self) -> Callable: return family_of(self.kind).score
@@ -87,12 +89,15 @@ def upgraded(values: dict) -> dict:
     "The dictionary of an experiment, of today's or an earlier version, as one of today's."
     if not isinstance(values, dict): raise ValueError(f"experiment: must be a table of fields, is {values!r}")
     if unknown := values.keys() - {"kind", "name", "data", "model", "training"}:
-        raise ValueError(f"{sorted(unknown)[0]}: no such field; an experiment has kind, name, data, model, training")
-    model, training = dict(values.get("model") or {}), dict(values.get("training") or {})
+        raise ValueError(f"{min(map(str, unknown))}: no such field; an experiment has kind, name, data, model, training")
+    for part in ("model", "training"):
+        if not isinstance(values.get(part, {}), dict):
+            raise ValueError(f"{part}: must be a table of fields, is {values[part]!r}")
+    model, training = dict(values.get("model", {})), dict(values.get("training", {}))
     framed = model.pop("frame", "picture") == "slot"
     kind = values.get("kind") or ("slot_frame" if framed else "iterative" if "hidden" in model else "iodine")
     ramps = {n: training.pop(n) for n in ("kl_weight", "sigma_factor") if n in training}
-    if ramps: training["schedules"] = {n: r for n, r in ramps.items() if Ramp.from_dict(r).end != 1 or r["steps"]}
+    if ramps: training["schedules"] = {n: r for n, r in ramps.items() if Ramp.from_dict(r, f"training.{n}") != Ramp()}
     return {**values, "kind": kind, "model": model, "training": training}
 
 def experiment_of(config: dict) -> Experiment:

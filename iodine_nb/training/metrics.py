@@ -60,6 +60,7 @@ def mean_iou(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
     return torch.where(here.any(1), matched.sum(1) / here.sum(1).clamp_min(1), 1.)
 
 # %% ../../nbs/16_metrics.ipynb #c012a
+@runtime_checkable
 class Decomposition(Protocol):
     "Scenes taken apart, B pictures by K slots."
     masks: Float[Tensor, "B K 1 H W"]  # they sum to 1 over slots
