@@ -17,11 +17,13 @@ import tyro
 
 from .core import default_device, write_json
 from .experiments import experiment
-from .experiments.experiment import Experiment, card_of, export_weights, held_out_scenes, load_model, score
+from .experiments.experiment import (Experiment, card_of, export_weights, held_out_scenes,
+                                              load_model, score)
 from .experiments.presets import presets
 from .scenes.clevr import Look, clevr, norb_scenes
 from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
-from .scenes.sources import REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb, other_kind
+from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
+                                      other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
 from .tools.plots import plot_scenes, save
 from .training.metrics import score_table
@@ -30,7 +32,8 @@ from .training.metrics import score_table
 def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None:
     print(f"{out}: {source.write(out, scenes, seed, split)} scenes")
 
-def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", cell: int = 5) -> None:
+def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train",
+                     cell: int = 5) -> None:
     """Generate Tetrominoes.
 
     Args:
@@ -43,9 +46,10 @@ def data_tetrominoes(out: Path, scenes: int = 60_000, seed: int = 0, split: str 
     _write(out, Generated(partial(tetrominoes, cell=cell), "tetrominoes", cell=cell), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c006
-def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64,
-                        saturation: tuple[float, float] = (.5, 1.), value: tuple[float, float] = (.5, 1.), grey: tuple[float, float] = (0., 1.),
-                        visible: float = 30 / 64**2, lattice: bool = True) -> None:
+def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train",
+                        variant: Literal[*VARIANTS] = "colored_on_grayscale", size: int = 64,
+                        saturation: tuple[float, float] = (.5, 1.), value: tuple[float, float] = (.5, 1.),
+    grey: tuple[float, float] = (0., 1.), visible: float = 30 / 64**2, lattice: bool = True):
     """Generate Multi-dSprites. What the published files do not say of their statistics is an option.
 
     Args:
@@ -61,11 +65,12 @@ def data_multi_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: s
         visible: least visible area of a sprite, as a share of the image
         lattice: positions on dSprites' 32 × 32 places, or anywhere between
     """
-    how = dict(variant=variant, size=size, saturation=saturation, value=value, grey=grey, visible=visible, lattice=lattice)
+    how = {k: v for k, v in locals().items() if k not in ("out", "scenes", "seed", "split")}
     _write(out, Generated(partial(multi_dsprites, **how), "multi_dsprites", **how), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c007
-def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train", size: int = 28) -> None:
+def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: str = "train",
+                         size: int = 28) -> None:
     """Generate pictures of one white sprite on black, a stand-in for MNIST.
 
     Args:
@@ -75,10 +80,12 @@ def data_single_dsprites(out: Path, scenes: int = 60_000, seed: int = 0, split: 
         split: a name, kept in the file
         size: image height and width
     """
-    _write(out, Generated(partial(single_dsprites, size=size), "single_dsprites", size=size), scenes, seed, split)
+    _write(out, Generated(partial(single_dsprites, size=size), "single_dsprites", size=size), scenes, seed,
+           split)
 
 # %% ../nbs/19_cli.ipynb #c008
-def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "train", objects: tuple[int, int] = (3, 6), look: Look = Look()) -> None:
+def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "train",
+               objects: tuple[int, int] = (3, 6), look: Look = Look()) -> None:
     """Ray-trace CLEVR scenes, a stand-in for the published ones.
 
     Args:
@@ -89,9 +96,12 @@ def data_clevr(out: Path, scenes: int = 50_000, seed: int = 0, split: str = "tra
         objects: fewest and most; CLEVR6 has 3 6, CLEVR 3 10
         look: how they are lit and photographed
     """
-    _write(out, Generated(partial(clevr, objects=objects, look=look, device=default_device()), "clevr", 250, objects=objects, look=look.to_dict()), scenes, seed, split)
+    _write(out, Generated(partial(clevr, objects=objects, look=look, device=default_device()), "clevr", 250,
+                          objects=objects, look=look.to_dict()), scenes, seed, split)
 
-def data_norb(out: Path, scenes: int = 24_300, seed: int = 0, split: Literal["training", "testing"] = "training", size: int = 96) -> None:
+# %% ../nbs/19_cli.ipynb #c008x
+def data_norb(out: Path, scenes: int = 24_300, seed: int = 0,
+              split: Literal["training", "testing"] = "training", size: int = 96) -> None:
     """Ray-trace toys with the factors of smallNORB, a stand-in for it.
 
     Args:
@@ -101,11 +111,14 @@ def data_norb(out: Path, scenes: int = 24_300, seed: int = 0, split: Literal["tr
         split: which toys
         size: image height and width
     """
-    _write(out, Generated(partial(norb_scenes, split=split, size=size, device=default_device()), "norb", 250, size=size), scenes, seed, split)
+    _write(out, Generated(partial(norb_scenes, split=split, size=size, device=default_device()), "norb", 250,
+                          size=size), scenes, seed, split)
 
 # %% ../nbs/19_cli.ipynb #c009
-def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED], objects: int | None = None, at_least: int = 0,
-                   size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None, split: str = "train") -> None:
+def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED],
+                   objects: int | None = None, at_least: int = 0,
+                   size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None,
+                   split: str = "train") -> None:
     """Import a published TFRecord file.
 
     Args:
@@ -119,11 +132,13 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
         scenes: at most so many
         split: a name, kept in the file
     """
-    print(f"{out}: {import_published(file, out, name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())} scenes")
+    how = (name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())
+    print(f"{out}: {import_published(file, out, *how)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c010
 def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None,
-                size: tuple[int, int] | None = None, fit: Literal[*FITS] = "crop", grey: bool = False, split: str = "train") -> None:
+                size: tuple[int, int] | None = None, fit: Literal[*FITS] = "crop", grey: bool = False,
+                split: str = "train") -> None:
     """Import a folder of pictures.
 
     Args:
@@ -131,14 +146,15 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
         out: the scene file to write
         masks: a folder of masks with the same names, one grey value an entity, 0 the background
         size: height and width that all are fitted to
-        fit: how: crop cuts off what is too long, pad fills up what is too short, stretch changes the proportions
+        fit: how: crop cuts off what is too long, pad fills up what is too short, stretch distorts
         grey: one channel
         split: a name, kept in the file
     """
     print(f"{out}: {import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())} scenes")
 
 # %% ../nbs/19_cli.ipynb #c011
-def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None, factors: tuple[str, ...] = (),
+def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None,
+                factors: tuple[str, ...] = (),
                 size: tuple[int, int] | None = None, split: str = "train") -> None:
     """Import an .npz, or an HDF5 file of another layout.
 
@@ -154,7 +170,8 @@ def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: s
     print(f"{out}: {import_arrays(file, out, image, mask, factors, size, split)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c012
-def data_smallnorb(folder: tyro.conf.Positional[Path], out: Path, split: Literal["training", "testing"] = "training", camera: Literal["left", "right", "both"] = "left",
+def data_smallnorb(folder: tyro.conf.Positional[Path], out: Path,
+    split: Literal["training", "testing"] = "training", camera: Literal["left", "right", "both"] = "left",
                    size: tuple[int, int] | None = None, scenes: int | None = None) -> None:
     """Import the published smallNORB files.
 
@@ -169,7 +186,8 @@ def data_smallnorb(folder: tyro.conf.Positional[Path], out: Path, split: Literal
     print(f"{out}: {import_smallnorb(folder, out, split, camera, size, scenes)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c013
-def data_idx(images: tyro.conf.Positional[Path], out: Path, labels: Path | None = None, size: tuple[int, int] | None = None, split: str = "train") -> None:
+def data_idx(images: tyro.conf.Positional[Path], out: Path, labels: Path | None = None,
+             size: tuple[int, int] | None = None, split: str = "train") -> None:
     """Import IDX files: MNIST and its kin.
 
     Args:
@@ -182,7 +200,8 @@ def data_idx(images: tyro.conf.Positional[Path], out: Path, labels: Path | None 
     print(f"{out}: {import_idx(images, out, labels, size, split)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c014
-def data_fetch(name: tyro.conf.Positional[Literal[*REMOTES]], folder: Path = Path("data/cache"), mirror: str | None = None) -> None:
+def data_fetch(name: tyro.conf.Positional[Literal[*REMOTES]], folder: Path = Path("data/cache"),
+               mirror: str | None = None) -> None:
     """Fetch the published files of a data set; the same command goes on where an earlier one stopped.
 
     Args:
@@ -190,7 +209,8 @@ def data_fetch(name: tyro.conf.Positional[Literal[*REMOTES]], folder: Path = Pat
         folder: where to keep the files
         mirror: address of a folder that holds the same files
     """
-    for path, found in fetch(name, folder, mirror, sys.stderr.isatty()).items(): print(f"{path}: SHA-256 {found}")
+    for path, found in fetch(name, folder, mirror, sys.stderr.isatty()).items():
+        print(f"{path}: SHA-256 {found}")
 
 def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) -> None:
     """Say what is in a file.
@@ -215,9 +235,10 @@ def train(preset: Experiment, run: Path, data: Path | None = None, held_out: Pat
         data: the scene file to train on; without one, scenes are generated
         held_out: a scene file to score now and then
         initial: weights to begin with instead of random ones, by name or path; those of the same networks
-        weights: where to write the weights at the end (a .safetensors file, its card with their scores beside it)
+        weights: where to write the weights at the end (a .safetensors file, its card beside it)
     """
-    if weights and weights.suffix != ".safetensors": raise ValueError(f"weights: must end in .safetensors, is {weights}")
+    if weights and weights.suffix != ".safetensors":
+        raise ValueError(f"weights: must end in .safetensors, is {weights}")
     file, test = SceneFile(data) if data else None, SceneFile(held_out) if held_out else None
     experiment.train(preset, run, file, test, initial, sys.stderr.isatty())
     if not weights: return
@@ -232,9 +253,11 @@ def train_command():
     return train
 
 # %% ../nbs/19_cli.ipynb #c018
-def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None, scenes: int = 320,
-          seeds: int = 3, slots: int | None = None, iterations: int | None = None, restarts: int = 1, descent: int = 0,
-          kl_weight: float = 1., by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
+def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
+          scenes: int = 320,
+          seeds: int = 3, slots: int | None = None, iterations: int | None = None, restarts: int = 1,
+          descent: int = 0, kl_weight: float = 1., by: Literal["masks", "explanation"] = "masks",
+          out: Path | None = None) -> None:
     """Score weights on a scene file, by the score of their kind of model.
 
     Args:
@@ -250,15 +273,13 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         by: whether a pixel goes to the slot with the largest mask or to the one that explains it best
         out: write the scores as JSON too
     """
-    asked = {"slots": slots, "iterations": iterations, "restarts": restarts, "descent": descent,
-             "kl_weight": kl_weight, "by": by}
-    _evaluate(weights, data, scenes, seeds, {k: v for k, v in asked.items() if v != _default(k)}, out)
+    _evaluate(**locals())
 
 # %% ../nbs/19_cli.ipynb #c018a
-def _default(option: str): return inspect.signature(eval_).parameters[option].default
-
-def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, asked: dict, out: Path | None) -> None:
+def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, out: Path | None, **options) -> None:
     "Score, and print and write the scores; only options that were asked for are handed on."
+    default = {name: p.default for name, p in inspect.signature(eval_).parameters.items()}
+    asked = {name: v for name, v in options.items() if v != default[name]}
     (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         file = SceneFile(data) if data else held_out_scenes(x, Path(folder) / "held_out.h5", scenes)
@@ -270,7 +291,8 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, asked: d
 
 def _way(x: Experiment, asked: dict) -> str:
     "The way of inference in words."
-    said = {"iterations": "T = {}", "slots": "K = {}", "descent": "descent {}", "kl_weight": "KL × {:g}", "by": "by {}"}
+    said = {"iterations": "T = {}", "slots": "K = {}", "descent": "descent {}", "kl_weight": "KL × {:g}",
+            "by": "by {}"}
     best = [f"best of {asked.get('restarts', 1)}"] if hasattr(x.model, "slots") else []
     return "".join(f", {w}" for w in best + [said[k].format(v) for k, v in asked.items() if k in said])
 
@@ -324,7 +346,8 @@ def _serve(notebook: Path, ip: str, port: int, token: str, browser: bool) -> Non
     "Run the page's server until it ends or somebody presses Ctrl+C."
     options = ["--no-browser"] * (not browser) + [f"--token={token}"] * bool(token)
     print(f"http://{ip}:{port}/{f'?token={token}' if token else ''}   (Ctrl+C ends it)", flush=True)
-    server = subprocess.Popen([sys.executable, "-m", "voila", str(notebook), f"--Voila.ip={ip}", f"--port={port}",
+    server = subprocess.Popen([sys.executable, "-m", "voila", str(notebook), f"--Voila.ip={ip}",
+                               f"--port={port}",
                                "--Voila.port_retries=0", "--Voila.log_level=ERROR", *options])
     try: code = server.wait()
     except KeyboardInterrupt: code = 0

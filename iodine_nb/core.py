@@ -167,8 +167,9 @@ def check_shape(shape: tuple[int, ...], wanted: tuple[int, ...], name: str) -> N
     "ValueError if pictures do not have the shape (channels, height, width) that a model takes; `name` says whose."
     by = lambda s: "×".join(map(str, s))
     if tuple(shape) != tuple(wanted):
-        raise ValueError(f"{name}: {by(shape)} (channels × height × width), but this model takes {by(wanted)}; "
-                         "choose or change the preset (model.image)")
+        raise ValueError(
+            f"{name}: {by(shape)} (channels × height × width), but this model takes {by(wanted)}; "
+            "choose or change the preset (model.image)")
 
 # %% ../nbs/01_core.ipynb #2b0f36d4
 def book_folder() -> Path:

@@ -40,19 +40,23 @@ class Ablation:
 
     def record(self, arm: str, seed: int) -> Record:
         "The record of one run, up to the last step that is asked for."
-        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}", self.experiment(arm, seed).training.steps)
+        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}",
+                      self.experiment(arm, seed).training.steps)
 
     def records(self) -> dict[str, list[Record]]:
         "The finished runs of every arm that has any."
-        found = {arm: [self.record(arm, s) for s in self.seeds if finished(self, arm, s)] for arm in self.arms}
+        found = {arm: [self.record(arm, s) for s in self.seeds if finished(self, arm, s)]
+                 for arm in self.arms}
         return {arm: records for arm, records in found.items() if records}
 
 # %% ../../nbs/20_ablation.ipynb #c006a
 def finished(ablation: Ablation, arm: str, seed: int) -> bool:
-    "Whether this run's record reaches its last step; ValueError if it is the record of another configuration."
+    """Whether this run's record reaches its last step; ValueError if it is the record of another
+    configuration."""
     record, wanted = ablation.record(arm, seed), ablation.experiment(arm, seed)
     if not (log := record.log()): return False
-    found = experiment_of(read_json(record.path / "config.json")).change(training__steps=wanted.training.steps)
+    found = experiment_of(read_json(record.path / "config.json")).change(
+        training__steps=wanted.training.steps)
     if d := difference(found.to_dict(), wanted.to_dict()):
         raise ValueError(f"{record.path}: holds the run of another configuration: {d}")
     return log[-1]["step"] == wanted.training.steps
@@ -66,13 +70,14 @@ def run_arm(ablation: Ablation, arm: str, seed: int, held_out: Path) -> None:
     train(ablation.experiment(arm, seed), run, held_out=SceneFile(held_out), progress=False)
 
 def run(ablation: Ablation, held_out: Path, processes: int = 1, arms: list[str] | None = None) -> None:
-    """Train all arms (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends the run
-    at hand with a checkpoint, and the rest."""
+    """Train all arms (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends the
+    run at hand with a checkpoint, and the rest."""
     held_out_scenes(ablation.base, held_out)
     jobs = [(ablation, arm, seed, held_out) for seed in ablation.seeds for arm in (arms or ablation.arms)
             if not finished(ablation, arm, seed)]
     if processes > 1 and len(jobs) > 1:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool: pool.starmap(run_arm, jobs, chunksize=1)
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            pool.starmap(run_arm, jobs, chunksize=1)
         return
     for job in jobs:
         run_arm(*job)
@@ -86,7 +91,8 @@ def final_scores(ablation: Ablation, quantity: str = "ari_fg", last: int = 3) ->
 
 def arms_table(ablation: Ablation, quantities: dict[str, str] | None = None, last: int = 3) -> str:
     "A Markdown table: a row an arm; mean and range over its runs at the end of training."
-    quantities = quantities or {"ari_fg": "ARI-FG, held out", "held_out_mse": "MSE, held out", "kl": "KL, training"}
+    quantities = quantities or {"ari_fg": "ARI-FG, held out", "held_out_mse": "MSE, held out",
+                                "kl": "KL, training"}
     columns = {q: final_scores(ablation, q, last) for q in quantities}
     cell = lambda v: f"{np.mean(v):.4g} ({min(v):.4g} – {max(v):.4g})"
     rows = [f"| {arm} | {len(records)} | " + " | ".join(cell(columns[q][arm]) for q in quantities) + " |"
@@ -110,7 +116,8 @@ ARMS = {  # networks, inputs, likelihood
     "no masks": dict(model__inputs=_without("masks", "mask_logits", "mask_posterior")),
     "broadcast": dict(model__flat_inputs="broadcast"),
     "sigma .15": dict(model__sigma=.15),
-    "logistic": dict(model__likelihood="logistic", model__sigma=.3 * math.sqrt(3) / math.pi),  # the same deviation
+    # the same deviation
+    "logistic": dict(model__likelihood="logistic", model__sigma=.3 * math.sqrt(3) / math.pi),
     "per channel": dict(model__mixture="per_channel"),
 }
 
@@ -144,7 +151,8 @@ def small(*arms: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 6_000) ->
 # %% ../../nbs/20_ablation.ipynb #c016
 TINY = preset("small").change(
     model__iterations=2, model__latent=4, model__decoder__channels=(8, 8), model__refinement__channels=(8,),
-    training__steps=4, training__batch_size=2, training__warmup=0, training__log_every=2, training__evaluate_every=2,
+    training__steps=4, training__batch_size=2, training__warmup=0, training__log_every=2,
+    training__evaluate_every=2,
     training__evaluate_scenes=4, training__checkpoint_every=2, training__precision="float32")
 
 def live(ablation: Ablation, tiny: Experiment = TINY) -> dict[str, float]:

@@ -24,7 +24,8 @@ def _add(name: str, data: str, model: Config, training: TrainingConfig, kind: st
 
 def presets() -> dict[str, Experiment]:
     "All presets there are, by name: those of this chapter, then those that families of models bring."
-    own = {name: Experiment(kind, name, *parts) for kind, f in kinds().items() for name, parts in f.presets.items()}
+    own = {name: Experiment(kind, name, *parts) for kind, f in kinds().items()
+           for name, parts in f.presets.items()}
     return PRESETS | own
 
 def preset(name: str) -> Experiment:
@@ -49,7 +50,8 @@ _add("tetrominoes", "tetrominoes",
 # %% ../../nbs/15_presets.ipynb #c013
 RELEASED_CODE = dict(model__gradients="exact", model__likelihood="logistic", model__sigma=.03,
                      model__prior_variance=math.log(2))
-PORT = dict(model__mixture="per_channel", model__means="sigmoid", model__variance="exp", model__weights="port",
+PORT = dict(model__mixture="per_channel", model__means="sigmoid", model__variance="exp",
+            model__weights="port",
             model__gradients="detached", model__mask_gradient="masks", model__normalisation="plain",
             model__refinement__update_from="cell",
             training__beta1=.9, training__learning_rate=3e-4, training__clip=1e9)
@@ -66,7 +68,8 @@ _add("multi_dsprites_coarse", _sprites.data, _sprites.model.change(**_coarse), _
 _KL = {"kl_weight": Ramp(0., 1., 3_000)}
 _add("desk_start", "tetrominoes",
      IODINEConfig((3, 35, 35), slots=4, latent=32, iterations=3, sigma=.3, variance="exp", start="drawn",
-                  start_variance=.05, refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 256), **_coarse),
+                  start_variance=.05, refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 256),
+                  **_coarse),
      TrainingConfig(steps=10_000, batch_size=16, beta1=.9, warmup=300, decay_steps=20_000, schedules=_KL,
                     precision="bfloat16", evaluate_every=1_000, checkpoint_every=500))
 _add("desk", "tetrominoes", PRESETS["desk_start"].model.change(iterations=5),
@@ -100,7 +103,8 @@ _framed = SlotFrameConfig.from_dict(_sprites64.change(refinement__channels=(32, 
 _add("framed_sprites_start", _sprites.data, _framed,
      _muon.change(steps=2_000, evaluate_every=500, checkpoint_every=100), "slot_frame")
 _add("framed_sprites_middle", _sprites.data, _framed.change(iterations=5, sigma=.1),
-     PRESETS["muon_sprites"].training.change(steps=1_400, decay_steps=1_400, learning_rate=7e-4, checkpoint_every=100),
+     PRESETS["muon_sprites"].training.change(steps=1_400, decay_steps=1_400, learning_rate=7e-4,
+                                             checkpoint_every=100),
      "slot_frame")
 _middle = PRESETS["framed_sprites_middle"]
 _add("framed_sprites", _sprites.data, _middle.model, _middle.training.change(steps=3_000, decay_steps=3_000),
@@ -109,6 +113,7 @@ _add("framed_sprites", _sprites.data, _middle.model, _middle.training.change(ste
 # %% ../../nbs/15_presets.ipynb #c023
 _start = PRESETS["desk_start"]
 _add("small", "tetrominoes",
-     _start.model.change(image=(3, 14, 14), decoder__upsampling=1, refinement__mlp=(128,), refinement__lstm=128),
+     _start.model.change(image=(3, 14, 14), decoder__upsampling=1, refinement__mlp=(128,),
+                         refinement__lstm=128),
      _start.training.change(steps=6_000, warmup=200, schedules__kl_weight=Ramp(0., .16, 3_000),
                             evaluate_every=500, checkpoint_every=1_000))

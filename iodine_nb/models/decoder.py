@@ -40,8 +40,10 @@ class BroadcastConv(nn.Module):
         return (per_tap @ self.taps).unflatten(-1, (height, width)) + place
 
 # %% ../../nbs/11_decoder.ipynb #c011
-ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True), "leaky_relu": partial(nn.LeakyReLU, inplace=True),
-               "softplus": nn.Softplus, "gelu": nn.GELU, "tanh": nn.Tanh}  # in place where the result is all that backward needs
+ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True),
+               "leaky_relu": partial(nn.LeakyReLU, inplace=True),
+               # in place where the result is all that backward needs
+               "softplus": nn.Softplus, "gelu": nn.GELU, "tanh": nn.Tanh}
 Activation = Literal["elu", "relu", "leaky_relu", "softplus", "gelu", "tanh"]
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class DecoderConfig(Config):
         if not self.channels: raise ValueError("decoder.channels: at least one hidden layer is needed")
         if self.kernel % 2 == 0: raise ValueError(f"decoder.kernel: must be odd, is {self.kernel}")
         if not 0 <= self.upsampling <= len(self.channels):
-            raise ValueError(f"decoder.upsampling: must be 0 to {len(self.channels)}, as many layers follow the first, is {self.upsampling}")
+            raise ValueError(f"decoder.upsampling: must be 0 to {len(self.channels)}, as many "
+                             f"layers follow the first, is {self.upsampling}")
 
 # %% ../../nbs/11_decoder.ipynb #c012
 class Decoder(nn.Module):
     "Each slot's latent to its means and mask logits."
     def __init__(self, config: DecoderConfig, latent: int, image: tuple[int, int, int],  # image: C, H, W
-                 first: type[BroadcastConv] = BroadcastConv):  # the first layer; models may extend it (47_slot_frame)
+                 # the first layer; models may extend it (47_slot_frame)
+                 first: type[BroadcastConv] = BroadcastConv):
         super().__init__()
         self.image, k, widths = image, config.kernel, [*config.channels, image[0] + 1]
         grid = [math.ceil(s / 2**config.upsampling) for s in image[1:]]
@@ -73,12 +77,14 @@ class Decoder(nn.Module):
             layers += [ACTIVATIONS[config.activation](), _layer(widths[i - 1], widths[i], k, up)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
+    def forward(self,
+                z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
         "Means (unbounded) and mask logits, float32 or wider whatever the precision inside."
         (b, k), (c, h, w) = z.shape[:2], self.image
         out = self.layers(z.flatten(0, 1))[..., :h, :w].unflatten(0, (b, k))
         return out.to(z.dtype).split([c, 1], 2)
 
+# %% ../../nbs/11_decoder.ipynb #c012x
 def _layer(inputs: int, outputs: int, kernel: int, up: bool) -> nn.Module:
     "A size-preserving convolution, or one that doubles the size."
     if not up: return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ class Input:
     @property
     def flat(self): return self.shape.endswith("L")
 
+# %% ../../nbs/12_inputs.ipynb #c007x
 INPUTS = {
     "image":              Input("B 1 C H W", lambda s: s.image[:, None]),
     "means":              Input("B K C H W", lambda s: s.means),
@@ -73,28 +75,35 @@ def check_inputs(names) -> tuple[str, ...]:
 # %% ../../nbs/12_inputs.ipynb #c011
 class RefinementInputs(nn.Module):
     "The selected rows of the table, computed from a State: one image-shaped tensor and one flat one."
-    def __init__(self, names, image: tuple[int, int, int], latent: int, coordinates: str = "linear", normalisation: str = "affine", flat: str = "joined"):
+    def __init__(self, names, image: tuple[int, int, int], latent: int, coordinates: str = "linear",
+                 normalisation: str = "affine", flat: str = "joined"):
         super().__init__()
         self.names, (c, h, w), self.broadcast = check_inputs(names), image, flat == "broadcast"
         place = linear_coordinates(h, w) if coordinates == "linear" else cosine_coordinates(h, w)
         self.register_buffer("coordinates", place, persistent=False)
-        self.size = {n: {"C": c, "1": 1, "P": len(place), "L": 2 * latent}[INPUTS[n].shape.split()[2]] for n in self.names}
-        self.norm = nn.ModuleDict({n: _normalisation(self.size[n], normalisation, INPUTS[n].flat) for n in self.names if INPUTS[n].normalised})
+        sizes = {"C": c, "1": 1, "P": len(place), "L": 2 * latent}
+        self.size = {n: sizes[INPUTS[n].shape.split()[2]] for n in self.names}
+        self.norm = nn.ModuleDict({n: _normalisation(self.size[n], normalisation, INPUTS[n].flat)
+                                   for n in self.names if INPUTS[n].normalised})
         self.channels = sum(s for n, s in self.size.items() if not INPUTS[n].flat)
         self.flat = sum(s for n, s in self.size.items() if INPUTS[n].flat)
         if self.broadcast: self.channels, self.flat = self.channels + self.flat, 0
 
-    def one(self, name: str, s: State) -> Tensor:
-        "The input called `name`, cut and normalised as the table says: [B, K or 1, …]."
-        value = self.coordinates.expand(len(s.image), 1, -1, -1, -1) if name == "coordinates" else INPUTS[name].value(s)
-        if INPUTS[name].cut: value = value.detach()
-        return self.norm[name](value.flatten(0, 1)).view_as(value) if name in self.norm else value
+# %% ../../nbs/12_inputs.ipynb #c011x
+@patch
+def one(self: RefinementInputs, name: str, s: State) -> Tensor:
+    "The input called `name`, cut and normalised as the table says: [B, K or 1, …]."
+    if name == "coordinates": return self.coordinates.expand(len(s.image), 1, -1, -1, -1)
+    value = INPUTS[name].value(s)
+    if INPUTS[name].cut: value = value.detach()
+    return self.norm[name](value.flatten(0, 1)).view_as(value) if name in self.norm else value
 
-    def forward(self, s: State) -> tuple[Float[Tensor, "N I H W"], Float[Tensor, "N F"]]:
-        "All slots of all images in one row: N = B·K."
-        b, k = s.posterior.shape[:2]
-        row = lambda n: self.one(n, s).expand(b, k, *[-1] * (1 if INPUTS[n].flat else 3)).flatten(0, 1)
-        spatial = torch.cat([row(n) for n in self.names if not INPUTS[n].flat], 1)
-        flat = torch.cat([spatial.new_zeros(b * k, 0)] + [row(n) for n in self.names if INPUTS[n].flat], 1)
-        if not self.broadcast: return spatial, flat
-        return torch.cat([spatial, flat[..., None, None].expand(-1, -1, *spatial.shape[2:])], 1), flat[:, :0]
+@patch
+def forward(self: RefinementInputs, s: State) -> tuple[Float[Tensor, "N I H W"], Float[Tensor, "N F"]]:
+    "All slots of all images in one row: N = B·K."
+    b, k = s.posterior.shape[:2]
+    row = lambda n: self.one(n, s).expand(b, k, *[-1] * (1 if INPUTS[n].flat else 3)).flatten(0, 1)
+    spatial = torch.cat([row(n) for n in self.names if not INPUTS[n].flat], 1)
+    flat = torch.cat([spatial.new_zeros(b * k, 0)] + [row(n) for n in self.names if INPUTS[n].flat], 1)
+    if not self.broadcast: return spatial, flat
+    return torch.cat([spatial, flat[..., None, None].expand(-1, -1, *spatial.shape[2:])], 1), flat[:, :0]

@@ -71,7 +71,7 @@ def check_config(c: IODINEConfig) -> None:
     check_inputs(c.inputs)
 
 # %% ../../nbs/14_iodine.ipynb #c007
-class Evaluation(NamedTuple):
+class _State(NamedTuple):
     "The model's state at one iteration."
     posterior: Float[Tensor, "B K L"]  # λ: means, then what becomes the variances
     latents: Float[Tensor, "B K D"]  # the posterior's means
@@ -84,10 +84,13 @@ class Evaluation(NamedTuple):
     kl: Float[Tensor, "B K"]
     loss: Float[Tensor, "B"]  # -log p(x|z) + kl_weight · Σ_k KL
 
+# %% ../../nbs/14_iodine.ipynb #c007x
+class Evaluation(_State):
+    "The model's state at one iteration, and what it shows of the scene."
+    __slots__ = ()
+
     @property
-    def masks(self) -> Float[Tensor, "B K 1 H W"]:
-        "m_k, which sum to 1 over slots."
-        return self.mixture.masks
+    def masks(self) -> Float[Tensor, "B K 1 H W"]: return self.mixture.masks  # m_k, which sum to 1 over slots
 
     @property
     def reconstruction(self) -> Float[Tensor, "B C H W"]:
@@ -104,10 +107,9 @@ class Evaluation(NamedTuple):
         "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
         return self.mixture.log_joint[:, :, 0].argmax(1)
 
-    def detached(self) -> "Evaluation":
-        "The same as data."
-        return _each(self, Tensor.detach)
+    def detached(self) -> "Evaluation": return _each(self, Tensor.detach)
 
+# %% ../../nbs/14_iodine.ipynb #c007x
 def _each(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     "Every tensor of a named tuple (they may nest) changed."
     return type(e)(*(_each(v, change) if isinstance(v, tuple) else change(v) for v in e))
@@ -122,59 +124,70 @@ class IODINE(nn.Module):
     def __init__(self, config: IODINEConfig):
         super().__init__()
         self.config = c = config
-        self.decoder = self.make_decoder()
-        self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation, c.flat_inputs)
-        self.refinement = self.make_refinement()
-        variance = math.log(c.start_variance) if c.variance == "exp" else math.log(math.expm1(c.start_variance))
-        start = torch.cat([torch.zeros(c.latent), torch.full((c.latent,), variance)])
+        self.decoder, row = self.make_decoder(), (c.inputs, c.image, c.latent, c.coordinates, c.normalisation)
+        self.inputs = RefinementInputs(*row, c.flat_inputs)
+        self.refinement, v = self.make_refinement(), c.start_variance
+        start = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
+        start = torch.cat([torch.zeros(c.latent), start])
         self.initial_posterior = nn.Parameter(start.repeat(c.slots if c.start == "per_slot" else 1, 1))
 
-    def make_decoder(self) -> Decoder: return Decoder(self.config.decoder, self.config.latent, self.config.image)
+    def make_decoder(self) -> Decoder:
+        return Decoder(self.config.decoder, self.config.latent, self.config.image)
     def make_refinement(self) -> Refinement:
         c = self.config
         return Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
 
 # %% ../../nbs/14_iodine.ipynb #c009a
 @patch
-def noise(self: IODINE, batch: int, slots: int, generator: torch.Generator | Noise | None) -> Float[Tensor, "B K D"]:
+def noise(self: IODINE, batch: int, slots: int,
+          generator: torch.Generator | Noise | None) -> Float[Tensor, "B K D"]:
     "Standard normal noise for one sample of z."
     λ = self.initial_posterior
     return normal(generator, batch, slots, self.config.latent, device=λ.device, dtype=λ.dtype)
 
 @patch
-def start(self: IODINE, batch: int, slots: int, generator: torch.Generator | Noise | None) -> Float[Tensor, "B K L"]:
+def start(self: IODINE, batch: int, slots: int,
+          generator: torch.Generator | Noise | None) -> Float[Tensor, "B K L"]:
     "λ_0 for every slot of every image."
     if self.config.start == "per_slot" and slots > len(self.initial_posterior):
-        raise ValueError(f"slots: this model has learned a start for each of {len(self.initial_posterior)} slots, "
-                         f"cannot run with {slots}; train with start='drawn' or 'shared' for that")
+        raise ValueError(
+            f"slots: this model has learned a start for each of {len(self.initial_posterior)} slots, "
+            f"cannot run with {slots}; train with start='drawn' or 'shared' for that")
     λ = self.initial_posterior[:slots].expand(batch, slots, -1)
     if self.config.start != "drawn": return λ
     mean, s = λ.chunk(2, -1)
     return torch.cat([mean + self.noise(batch, slots, generator), s], -1)
 
+# %% ../../nbs/14_iodine.ipynb #c009ax
 @patch
-def check_images(self: IODINE, shape: tuple[int, ...], name: str) -> None: check_shape(shape, self.config.image, name)
+def check_images(self: IODINE, shape: tuple[int, ...], name: str) -> None:
+    check_shape(shape, self.config.image, name)
 
 # %% ../../nbs/14_iodine.ipynb #c011
 @patch
-def decode(self: IODINE, z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
+def decode(self: IODINE,
+           z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
     "What latents look like: every slot's means and mask logits."
     means, mask_logits = self.decoder(z)
     return means.sigmoid() if self.config.means == "sigmoid" else means, mask_logits
 
 @patch
-def draw(self: IODINE, q: Posterior, noise: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K D"], Posterior]:
+def draw(self: IODINE, q: Posterior,
+         noise: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K D"], Posterior]:
     "Equation (2): a sample of the posterior, and the part of the posterior that the KL is taken of."
     return q.sample(noise), q
 
+# %% ../../nbs/14_iodine.ipynb #c011x
 @patch
-def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B K L"], noise: Float[Tensor, "B K D"],
+def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B K L"],
+             noise: Float[Tensor, "B K D"],
              kl_weight: float = 1., sigma_factor: float = 1.) -> Evaluation:
     "Sample z from λ, decode it, and compare with the image."
     c, q = self.config, posterior(λ, self.config.variance)
     z, paid = self.draw(q, noise)  # equation (2)
     means, mask_logits = self.decode(z)
-    mixture = self.mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)  # equation (1)
+    # equation (1)
+    mixture = self.mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)
     log_likelihood, kl = mixture.log_likelihood.sum((1, 2, 3, 4)), paid.kl(c.prior_variance)
     loss = kl_weight * c.kl_weight * kl.sum(1) - log_likelihood
     return Evaluation(λ, q.mean, q.variance, z, means, mask_logits, mixture, log_likelihood, kl, loss)
@@ -211,7 +224,8 @@ def loss_weights(iterations: int, kind: str = "linear") -> list[float]:
 # %% ../../nbs/14_iodine.ipynb #c018
 def unrolled(model: IODINE, image, start, noise, weights, cut_decoder=False, cut_posterior=False,
              **options) -> tuple[Tensor, list[Evaluation]]:
-    "The loss with its graph over all iterations (the decoder's activations of all of them), and the evaluations."
+    """The loss with its graph over all iterations (the decoder's activations of all of them), and the
+    evaluations."""
     λ, memory, loss, evaluations = start, None, 0., []
     for w, eps in zip(weights, noise):
         e = model.evaluate(image, λ, eps, **options)
@@ -240,7 +254,9 @@ def accumulated(model: IODINE, image, start, noise, weights, cut_posterior=False
         λ, memory = model.refine(image, e if cut_posterior else e._replace(posterior=λ), g[:3], memory)
     return loss, evaluations, _all_gradients(model, own, total, roots, root_gradients)
 
-def _all_gradients(model: IODINE, own: list, total: list[Tensor], roots: list[Tensor], root_gradients: list[Tensor]) -> list[Tensor]:
+# %% ../../nbs/14_iodine.ipynb #c020x
+def _all_gradients(model: IODINE, own: list, total: list[Tensor], roots: list[Tensor],
+                   root_gradients: list[Tensor]) -> list[Tensor]:
     "The decoder's gradients, and those of everything behind the roots, in the order of `parameters()`."
     parameters = list(model.parameters())
     rest = [p for p in parameters if all(p is not q for q in own)]
@@ -267,12 +283,14 @@ def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float 
     c, image = self.config, batch.image
     start = self.start(len(image), c.slots, generator)
     noise = [self.noise(len(image), c.slots, generator) for _ in range(c.iterations + 1)]
-    options = dict(weights=loss_weights(c.iterations, c.weights), kl_weight=kl_weight, sigma_factor=sigma_factor)
+    options = dict(weights=loss_weights(c.iterations, c.weights), kl_weight=kl_weight,
+                   sigma_factor=sigma_factor)
     with torch.enable_grad():
         if c.gradients == "exact": value, evaluations = unrolled(self, image, start, noise, **options)
         else:
             cut = c.gradients == "detached"
-            value, evaluations, gradients = accumulated(self, image, start, noise, cut_posterior=cut, **options)
+            value, evaluations, gradients = accumulated(self, image, start, noise, cut_posterior=cut,
+                                                        **options)
             value = _Attach.apply(value, gradients, *self.parameters())
     last = evaluations[-1]
     mse = ((last.reconstruction - image) ** 2).mean()
@@ -294,7 +312,8 @@ def run(self: IODINE, images: Float[Tensor, "B C H W"], posterior: Float[Tensor,
     return evaluations
 
 # %% ../../nbs/14_iodine.ipynb #c031
-def descend(model: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator, rate: float = .02,
+def descend(model: IODINE, images: Float[Tensor, "B C H W"], e: Evaluation, steps: int, generator,
+            rate: float = .02,
             **options) -> Evaluation:
     "Where so many steps of Adam on λ, down the model's own loss, lead from `e`."
     λ = e.posterior.clone().requires_grad_()
@@ -313,16 +332,19 @@ def _choose(runs: list, best: Int[Tensor, "B"]):
     return type(runs[0])(*(_choose(list(v), best) if isinstance(v[0], tuple) else torch.stack(v)[best, rows]
                            for v in zip(*runs)))
 
-def _check_inference(slots: int, steps: int, restarts: int, descent: int, kl_weight: float, sigma_factor: float) -> None:
+def _check_inference(slots: int, steps: int, restarts: int, descent: int, kl_weight: float,
+                     sigma_factor: float) -> None:
     if slots < 1 or steps < 0 or restarts < 1 or descent < 0:
         raise ValueError("slots and restarts must be at least 1, iterations and descent at least 0, "
                          f"are {slots}, {restarts}, {steps} and {descent}")
     if kl_weight < 0 or sigma_factor <= 0:
-        raise ValueError(f"kl_weight must be at least 0 and sigma_factor above 0, are {kl_weight} and {sigma_factor}")
+        raise ValueError(
+            f"kl_weight must be at least 0 and sigma_factor above 0, are {kl_weight} and {sigma_factor}")
 
 # %% ../../nbs/14_iodine.ipynb #c033a
 @patch
-def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None, iterations: int | None = None,
+def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None,
+          iterations: int | None = None,
           restarts: int = 1, descent: int = 0, generator: torch.Generator | Noise | None = None,
           kl_weight: float = 1., sigma_factor: float = 1.) -> list[Evaluation]:
     """Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, and after
@@ -333,7 +355,8 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
     steps = self.config.iterations if iterations is None else iterations
     _check_inference(slots, steps, restarts, descent, kl_weight, sigma_factor)
     how = dict(generator=generator, kl_weight=kl_weight, sigma_factor=sigma_factor)
-    runs = [self.run(images, self.start(len(images), slots, generator), steps, **how) for _ in range(restarts)]
+    runs = [self.run(images, self.start(len(images), slots, generator), steps, **how)
+            for _ in range(restarts)]
     if descent: runs = [[*run, descend(self, images, run[-1], descent, **how)] for run in runs]
     if restarts == 1: return runs[0]
     best = torch.stack([run[-1].loss for run in runs]).argmin(0)
@@ -342,7 +365,8 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
 # %% ../../nbs/14_iodine.ipynb #c033a1
 @patch
 def seen(self: IODINE, image: Float[Tensor, "B C H W"], e: Evaluation) -> dict[str, Tensor]:
-    "The image-shaped inputs of f_φ at an evaluation, computed again from λ and z: name -> [B, K or 1, C, H, W]."
+    """The image-shaped inputs of f_φ at an evaluation, computed again from λ and z: name -> [B, K or 1, C, H,
+    W]."""
     with torch.enable_grad():
         noise = (e.z - e.latents) / e.latent_variance.sqrt()
         again = self.evaluate(image, e.posterior.clone().requires_grad_(), noise)

@@ -76,7 +76,8 @@ def _one_slot(e: Estimate) -> dict[str, Tensor]:
                 latent_variance=log_variance.exp(), segmentation=masks[:, 0, 0].long() - 1,
                 log_likelihood=-e.nll, loss=-e.elbo)
 
-for _name in ("masks", "means", "reconstruction", "latents", "latent_variance", "segmentation", "log_likelihood", "loss"):
+for _name in ("masks", "means", "reconstruction", "latents", "latent_variance", "segmentation",
+              "log_likelihood", "loss"):
     setattr(Estimate, _name, property(lambda e, name=_name: _one_slot(e)[name]))
 
 # %% ../../nbs/21_iterative.ipynb #c007c
@@ -100,17 +101,20 @@ class IterativeModel(nn.Module):
 
 # %% ../../nbs/21_iterative.ipynb #c008
 @patch
-def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"], noise: Float[Tensor, "B S L"]) -> Estimate:
+def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"],
+             noise: Float[Tensor, "B S L"]) -> Estimate:
     "The loss at λ, from as many samples as there is noise for."
     q = posterior(λ[:, None], "exp")
     z = q.sample(noise)
     logits = self.decoder(z).unflatten(-1, x.shape[1:])
-    nll = F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits), reduction="none").flatten(2).sum(-1).mean(1)
+    nll = F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits),
+                                             reduction="none").flatten(2).sum(-1).mean(1)
     pixels = logits.sigmoid().mean(1)
     return Estimate(λ, pixels, nll, q.kl()[:, 0], torch.cat([(x - pixels).flatten(1), z.mean(1)], 1))
 
 # %% ../../nbs/21_iterative.ipynb #c010
-def binarise(image: Float[Tensor, "B C H W"], generator: torch.Generator | Noise | None = None) -> Float[Tensor, "B C H W"]:
+def binarise(image: Float[Tensor, "B C H W"],
+             generator: torch.Generator | Noise | None = None) -> Float[Tensor, "B C H W"]:
     "White with the pixel's value as probability."
     draws = normal(generator, len(image), *image.shape[1:], device=image.device)
     return (torch.special.ndtr(draws) < image).to(image.dtype)
@@ -178,16 +182,20 @@ def step(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B
         gradient, = torch.autograd.grad(-e.elbo.sum(), leaf, retain_graph=keep_graph)
     return e._replace(gradient=gradient)
 
+# %% ../../nbs/21_iterative.ipynb #c019x
 @patch
-def loss(self: IterativeModel, batch: Batch, generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
-    "The training loss in nats per image: its value is the last iteration's, its gradient that of both learners."
+def loss(self: IterativeModel, batch: Batch,
+         generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
+    """The training loss in nats per image: its value is the last iteration's, its gradient that of both
+    learners."""
     x, steps = binarise(batch.image, generator), self.config.iterations
     e, learned = self.step(x, self.start(x), generator), 0.
     for t in range(1, steps + 1):
         λ = self.refine(x, e)
         e = self.step(x, λ, generator, keep_graph=t == steps)
         learned = learned + (λ * e.gradient).sum() / (steps * len(x))
-    return dict(loss=-e.elbo.mean() + learned - learned.detach(), nll=e.nll.mean(), kl=e.kl.mean(), elbo=e.elbo.mean())
+    return dict(loss=-e.elbo.mean() + learned - learned.detach(), nll=e.nll.mean(), kl=e.kl.mean(),
+                elbo=e.elbo.mean())
 
 @patch
 def start(self: IterativeModel, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
@@ -210,11 +218,13 @@ def infer(self: IterativeModel, images: Float[Tensor, "B C H W"],
     return [_as_data(e) for e in trace]
 
 @patch
-def decode(self: IterativeModel, z: Float[Tensor, "B K L"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
+def decode(self: IterativeModel,
+           z: Float[Tensor, "B K L"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
     "The probability of a white pixel for every latent; and mask logits, which are 0."
     pixels = self.decoder(z).unflatten(-1, self.config.image).sigmoid()
     return pixels, torch.zeros_like(pixels[:, :, :1])
 
+# %% ../../nbs/21_iterative.ipynb #c025x
 @patch
 def check_images(self: IterativeModel, shape: tuple[int, ...], name: str) -> None:
     check_shape(shape, self.config.image, name)
@@ -250,8 +260,10 @@ def elbo_scores(model: IterativeModel, batch: Batch, generator: torch.Generator 
     return dict(elbo=last.elbo, nll=last.nll, kl=last.kl)
 
 # %% ../../nbs/21_iterative.ipynb #c027
-_published = TrainingConfig(steps=500_000, batch_size=64, learning_rate=2e-4, beta1=.9, decay=.999, decay_steps=937)
-_desk = _published.change(steps=8_000, learning_rate=1e-3, decay=.1, decay_steps=8_000, warmup=100, evaluate_every=1_000)
+_published = TrainingConfig(steps=500_000, batch_size=64, learning_rate=2e-4, beta1=.9, decay=.999,
+                            decay_steps=937)
+_desk = _published.change(steps=8_000, learning_rate=1e-3, decay=.1, decay_steps=8_000, warmup=100,
+                          evaluate_every=1_000)
 _small = IterativeConfig(latent=10, hidden=(128, 128), iterations=3, samples=1)
 _wide = _small.change(hidden=(256, 256), iterations=5, samples=4)
 _encoder = dict(iterations=1, samples=1, inputs=("image",), update="direct")

@@ -38,9 +38,11 @@ class RefinementConfig(Config):
 # %% ../../nbs/13_refinement.ipynb #c006
 LSTMState = tuple[Float[Tensor, "N U"], Float[Tensor, "N U"]] | None
 
+# %% ../../nbs/13_refinement.ipynb #c006x
 class Refinement(nn.Module):
     "f_φ and its update: from inputs and λ to the next λ."
-    def __init__(self, config: RefinementConfig, channels: int, flat: int, latent: int, size: tuple[int, int]):
+    def __init__(self, config: RefinementConfig, channels: int, flat: int, latent: int,
+                 size: tuple[int, int]):
         super().__init__()
         self.config = config
         features = self.make_convolutions(channels, size)
@@ -55,7 +57,8 @@ class Refinement(nn.Module):
         return features
 
     def forward(self, spatial: Float[Tensor, "N I H W"], flat: Float[Tensor, "N F"],
-                posterior: Float[Tensor, "N L"], state: LSTMState = None) -> tuple[Float[Tensor, "N L"], LSTMState]:
+                posterior: Float[Tensor, "N L"],
+                state: LSTMState = None) -> tuple[Float[Tensor, "N L"], LSTMState]:
         "Equation (3): the next λ, and the LSTM's state."
         return self.update(self.pooled(self.convolutions(spatial)), flat, posterior, state)
 
@@ -79,11 +82,13 @@ def update(self: Refinement, features: Float[Tensor, "N P"], flat: Float[Tensor,
     return torch.lerp(proposal, posterior, gate.sigmoid()), state
 
 # %% ../../nbs/13_refinement.ipynb #c007
-def stride_2_convolutions(config: RefinementConfig, channels: int, size: tuple[int, int]) -> tuple[nn.Sequential, int]:
+def stride_2_convolutions(config: RefinementConfig, channels: int,
+                          size: tuple[int, int]) -> tuple[nn.Sequential, int]:
     "Stride-2 convolutions, and how many features they leave after pooling."
     layers, (h, w) = [], size
     for out in config.channels:
-        layers += [nn.Conv2d(channels, out, config.kernel, 2, config.kernel // 2), ACTIVATIONS[config.activation]()]
+        layers += [nn.Conv2d(channels, out, config.kernel, 2, config.kernel // 2),
+                   ACTIVATIONS[config.activation]()]
         channels, h, w = out, (h + 1) // 2, (w + 1) // 2
     return nn.Sequential(*layers), channels * (1 if config.pooling == "average" else h * w)
 

@@ -43,7 +43,8 @@ def whereabouts(responsibility: Float[Tensor, "N 1 H W"], posterior: Float[Tenso
     weight = (responsibility - responsibility.mean((2, 3), keepdim=True)).relu() ** 2
     mass = weight.sum((1, 2, 3)).clamp_min(1e-6)
     place = torch.stack([(weight.sum((1, 3)) * _line(h, weight)).sum(1),  # no product of matrices:
-                         (weight.sum((1, 2)) * _line(w, weight)).sum(1)], 1) / mass[:, None]  # autocast rounds those
+                         # autocast rounds those
+                         (weight.sum((1, 2)) * _line(w, weight)).sum(1)], 1) / mass[:, None]
     middle = (size // 2 - 1) / 2  # of the window, in pixels from its corner
     at = (place + 1) / 2 * (size - 1)
     corner = (at - middle).round()
@@ -51,13 +52,15 @@ def whereabouts(responsibility: Float[Tensor, "N 1 H W"], posterior: Float[Tenso
                 (at - corner - middle) / (size - 1) * size / 2]
     return place, corner.long(), torch.cat(measured, 1)
 
-def _line(n: int, like: Tensor) -> Tensor: return torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype)
+def _line(n: int, like: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype)
 
 # %% ../../nbs/47_slot_frame.ipynb #c001h
 def cut_out(spatial: Float[Tensor, "N I H W"], corner: Int[Tensor, "N 2"]) -> Float[Tensor, "N I h w"]:
     "The windows of half the height and width from these pixels on; 0 outside of the picture."
     h, w = spatial.shape[-2:]
-    rows, columns = (corner[:, i, None] + torch.arange(n // 2, device=corner.device) for i, n in enumerate((h, w)))
+    rows, columns = (corner[:, i, None] + torch.arange(n // 2, device=corner.device)
+                     for i, n in enumerate((h, w)))
     inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[:, None, None, :]
     band = spatial.gather(2, rows.clamp(0, h - 1)[:, None, :, None].expand(-1, spatial.shape[1], -1, w))
     columns = columns.clamp(0, w - 1)[:, None, None, :].expand(-1, spatial.shape[1], h // 2, -1)
@@ -75,8 +78,9 @@ class FramedRefinement(Refinement):
         self.window, _ = stride_2_convolutions(self.config, channels, half)
         return 2 * features
 
-    def forward(self, spatial: Float[Tensor, "N I H W"], flat: Float[Tensor, "N F"], posterior: Float[Tensor, "N L"],
-                state: LSTMState, responsibility: Float[Tensor, "N 1 H W"]) -> tuple[Float[Tensor, "N L"], LSTMState]:
+    def forward(
+        self, spatial: Float[Tensor, "N I H W"], flat: Float[Tensor, "N F"], posterior: Float[Tensor, "N L"],
+        state: LSTMState, responsibility: Float[Tensor, "N 1 H W"]) -> tuple[Float[Tensor, "N L"], LSTMState]:
         "The next λ, whose place is what was measured plus what the network adds."
         place, corner, measured = whereabouts(responsibility, posterior)
         whole = self.pooled(self.convolutions(F.avg_pool2d(spatial, 2)))
@@ -91,8 +95,9 @@ class SlotFrameConfig(IODINEConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.latent < 3 or min(self.image[1:]) < 4:
-            raise ValueError("latent and image: a slot's frame needs a latent of at least 3 (two are the place) "
-                             f"and an image of at least 4×4, are {self.latent} and {self.image}")
+            raise ValueError(
+                "latent and image: a slot's frame needs a latent of at least 3 (two are the place) "
+                f"and an image of at least 4×4, are {self.latent} and {self.image}")
 
 # %% ../../nbs/47_slot_frame.ipynb #c001p
 class SlotFrameIODINE(IODINE):

@@ -27,13 +27,15 @@ from ..training.metrics import Decomposition, TakesApart
 
 # %% ../../nbs/41_explorer.ipynb #c005
 class Exploration:
-    "A model, scenes, and the one that is open: its slots' latents, which may be changed, and what they look like."
+    """A model, scenes, and the one that is open: its slots' latents, which may be changed, and what they look
+    like."""
     def __init__(self, model: TakesApart, scenes: Scenes, restarts: int = 3,
                  some: int = 16):  # scenes that ranges are taken from
         self.model, self.scenes, self.restarts = model.eval(), scenes, restarts
         last = model.infer(Batch.of(scenes[:some]).image, generator=seeded(0))[-1]
         mean = last.latents.flatten(0, 1)
-        self.order = _carried(last).argsort(descending=True).tolist()  # dimensions, the one that carries most first
+        # dimensions, the one that carries most first
+        self.order = _carried(last).argsort(descending=True).tolist()
         self.low, self.high, self.spread = mean.quantile(.01, 0), mean.quantile(.99, 0), mean.std(0) + 1e-6
         self.open(0)
 
@@ -44,6 +46,7 @@ class Exploration:
         self.index = index
         self.open_image(Batch.of(self.scenes[index:index + 1]).image[0])
 
+# %% ../../nbs/41_explorer.ipynb #c005x
 def _carried(e: Decomposition) -> Float[Tensor, "D"]:
     "How much every dimension carries: nats, where there is a posterior, else variance."
     mean, variance = e.latents.flatten(0, 1), getattr(e, "latent_variance", None)
@@ -54,7 +57,8 @@ def _carried(e: Decomposition) -> Float[Tensor, "D"]:
 # %% ../../nbs/41_explorer.ipynb #c006
 @patch
 def open_image(self: Exploration, image: Float[Tensor, "C H W"]) -> None:
-    "Take a picture apart: for twice training's iterations, where the model has any, in the best of some runs."
+    """Take a picture apart: for twice training's iterations, where the model has any, in the best of some
+    runs."""
     self.model.check_images(tuple(image.shape), "picture")
     self.image, self.steps = image, getattr(self.model.config, "iterations", 0)
     how = {"iterations": 2 * self.steps} if self.steps else {}
@@ -74,7 +78,8 @@ def _row(e: Decomposition, i: Tensor) -> Decomposition:
 # %% ../../nbs/41_explorer.ipynb #c006a
 @patch
 @torch.no_grad()
-def decode(self: Exploration, z: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n 1 H W"]]:
+def decode(self: Exploration,
+           z: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n C H W"], Float[Tensor, "n 1 H W"]]:
     "What these latents would paint, and where."
     means, mask_logits = self.model.decode(z[None])
     return means[0], mask_logits[0]
@@ -153,7 +158,8 @@ def swap(self: Exploration, slot: int, other: "Exploration", theirs: int) -> Non
 # %% ../../nbs/41_explorer.ipynb #c011
 @patch
 def partners(self: Exploration, other: "Exploration") -> list[int]:
-    "For each slot here the slot there that it is blended with: the least total distance, in units of the latents' spread."
+    """For each slot here the slot there that it is blended with: the least total distance, in units of the
+    latents' spread."""
     distance = torch.cdist(self.start / self.spread, other.start / self.spread)
     return linear_sum_assignment(distance.numpy())[1].tolist()
 
@@ -161,7 +167,8 @@ def partners(self: Exploration, other: "Exploration") -> list[int]:
 def blend(self: Exploration, other: "Exploration", amount: float) -> None:
     "Between the scene as inferred (0) and another one (1), slot by slot."
     self.remember("blend")
-    self._show((1 - amount) * self.start + amount * other.start[self.partners(other)], torch.ones_like(self.shown))
+    self._show((1 - amount) * self.start + amount * other.start[self.partners(other)],
+               torch.ones_like(self.shown))
 
 # %% ../../nbs/41_explorer.ipynb #c013
 @patch
@@ -189,10 +196,12 @@ def png(image: Float[Tensor, "C H W"], size: int) -> bytes:
     v = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     im = Image.fromarray(v[..., 0] if v.shape[-1] == 1 else v)
     out = io.BytesIO()
-    im.resize((max(1, round(size * im.width / im.height)), size), Image.Resampling.NEAREST).save(out, "PNG", compress_level=1)
+    im.resize((max(1, round(size * im.width / im.height)), size), Image.Resampling.NEAREST).save(out, "PNG",
+        compress_level=1)
     return out.getvalue()
 
-def data_url(image: Float[Tensor, "C H W"], size: int) -> str: return "data:image/png;base64," + base64.b64encode(png(image, size)).decode()
+def data_url(image: Float[Tensor, "C H W"], size: int) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image, size)).decode()
 
 _PALETTE = torch.tensor([[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in SLOT_COLOURS])
 
@@ -204,65 +213,101 @@ def for_the_eye(v: Float[Tensor, "C H W"]) -> Float[Tensor, "C H W"]:
     "Any values as a picture: zero is grey, the largest size is black or white."
     return .5 + v / (2 * v.abs().max().clamp_min(1e-12)) if v.min() < 0 or v.max() > 1 else v
 
+# %% ../../nbs/41_explorer.ipynb #c020x
+_CELL = ("<td style='text-align:center;padding:1px 4px;font-size:11px;color:#555;line-height:1.2'>{0}{1}"
+         "<img style='display:inline-block;vertical-align:top' alt='{0}' src='{2}'></td>")
+_ROW = "<tr><td style='font-size:11px;color:#555;padding-right:6px'>{}</td>{}</tr>"
+
 def picture_table(rows: list[tuple[str, list[tuple[str, Tensor]]]], size: int) -> str:
     "Rows of captioned pictures, as HTML."
-    cell = lambda caption, v: f"<td style='text-align:center;padding:1px 4px;font-size:11px;color:#555;line-height:1.2'>{caption}{'<br>' * bool(caption)}<img style='display:inline-block;vertical-align:top'  alt='{caption}' src='{data_url(v, size)}'></td>"
-    return "<table>" + "".join(f"<tr><td style='font-size:11px;color:#555;padding-right:6px'>{name}</td>{''.join(cell(*c) for c in cells)}</tr>" for name, cells in rows) + "</table>"
+    cell = lambda caption, v: _CELL.format(caption, "<br>" * bool(caption), data_url(v, size))
+    return ("<table>" + "".join(_ROW.format(name, "".join(cell(*c) for c in cells)) for name, cells in rows)
+            + "</table>")
 
 # %% ../../nbs/41_explorer.ipynb #c021
 _SHOWN, _BIG, _THUMB = 8, 190, 84  # sliders at once; pixels
 
 def _image(name: str) -> widgets.Widget:
     "A picture and its name under it."
-    picture = widgets.Image(format="png", width=_BIG, height=_BIG, layout=widgets.Layout(margin="2px", object_fit="contain"))
-    return picture, widgets.VBox([picture, widgets.HTML(f"<div style='text-align:center;font-size:12px;color:#555'>{name}</div>")])
+    picture = widgets.Image(format="png", width=_BIG, height=_BIG,
+                            layout=widgets.Layout(margin="2px", object_fit="contain"))
+    return picture, widgets.VBox(
+        [picture, widgets.HTML(f"<div style='text-align:center;font-size:12px;color:#555'>{name}</div>")])
 
 # %% ../../nbs/41_explorer.ipynb #c022
+def _button(text: str, click, tip: str = "", classes: str = "") -> widgets.Button:
+    button = widgets.Button(description=text, tooltip=tip or text, layout=widgets.Layout(width="auto"))
+    for c in classes.split(): button.add_class(c)
+    button.on_click(click)
+    return button
+
+def _slider() -> widgets.FloatSlider:
+    return widgets.FloatSlider(step=.01, readout_format=".2f", layout=widgets.Layout(width="330px"),
+                               style={"description_width": "64px"})
+
+def _number(description: str, value: int, last: int, width: str) -> widgets.BoundedIntText:
+    layout = widgets.Layout(width=width)
+    return widgets.BoundedIntText(value=value, min=0, max=last, description=description, layout=layout)
+
+# %% ../../nbs/41_explorer.ipynb #c022x
 class Explorer:
     "The widgets around an Exploration; `box` is what to show."
     def __init__(self, x: Exploration):
-        self.x, self.twin, self.quiet = x, x.other(min(1, len(x.scenes) - 1)), False
-        k, d = x.z.shape
+        self.x, self.twin, self.quiet, (k, d) = x, x.other(min(1, len(x.scenes) - 1)), False, x.z.shape
         self.note, self.style = widgets.HTML(), widgets.HTML()
-        (self.scene, a), (self.composed, b), (self.segments, c) = _image("scene"), _image("composed from its slots"), _image("segmentation")
-        (self.mean, m), (self.mask, n) = _image("the slot's mean"), _image("the slot's mask")
-        self.thumbs = [self._button("", lambda _, i=i: self.choose(i), f"slot {i}", f"iodine-slot iodine-slot-{i}") for i in range(k)]
-        self.index = widgets.BoundedIntText(value=x.index, min=0, max=len(x.scenes) - 1, description="scene", layout=widgets.Layout(width="160px"))
+        names = "scene", "composed from its slots", "segmentation", "the slot's mean", "the slot's mask"
+        (self.scene, self.composed, self.segments, self.mean, self.mask), boxes = zip(*map(_image, names))
+        self.thumbs = [_button("", lambda _, i=i: self.choose(i), f"slot {i}", f"iodine-slot iodine-slot-{i}")
+                       for i in range(k)]
+        self.index = _number("scene", x.index, len(x.scenes) - 1, "160px")
         self.upload = widgets.FileUpload(accept="image/*", description="your picture")
-        self.page = widgets.ToggleButtons(options=[(f"{i + 1}–{min(i + _SHOWN, d)}", i) for i in range(0, d, _SHOWN)], style={"button_width": "64px"})
-        self.sliders = [widgets.FloatSlider(step=.01, readout_format=".2f", layout=widgets.Layout(width="330px"), style={"description_width": "64px"}) for _ in range(min(_SHOWN, d))]
+        pages = [(f"{i + 1}–{min(i + _SHOWN, d)}", i) for i in range(0, d, _SHOWN)]
+        self.page = widgets.ToggleButtons(options=pages, style={"button_width": "64px"})
+        self.sliders = [_slider() for _ in range(min(_SHOWN, d))]
         self._tabs(k)
-        buttons = [self._button(*b) for b in (("reset", lambda _: self.act(x.reset)), ("undo", lambda _: self.act(x.undo)), ("random", lambda _: self.act(x.randomise)),
-                                              ("delete / restore slot", lambda _: self.act(lambda: x.delete(x.slot))))]
-        left = widgets.VBox([widgets.HBox([self.index, self.upload]), widgets.HBox([a, b, c]), widgets.HBox(self.thumbs), widgets.HBox(buttons), widgets.HBox([m, n]), self.note])
-        self.box = widgets.HBox([self.style, left, self.tabs])
+        rows = [self.index, self.upload], boxes[:3], self.thumbs, self._buttons(), boxes[3:]
+        self.box = widgets.HBox([self.style, widgets.VBox([*map(widgets.HBox, rows), self.note]), self.tabs])
         self._wire()
         self.opened()
 
-    @staticmethod
-    def _button(text: str, click, tip: str = "", classes: str = "") -> widgets.Button:
-        button = widgets.Button(description=text, tooltip=tip or text, layout=widgets.Layout(width="auto"))
-        for c in classes.split(): button.add_class(c)
-        button.on_click(click)
-        return button
-
 # %% ../../nbs/41_explorer.ipynb #c023
+@patch
+def _buttons(self: Explorer) -> list[widgets.Button]:
+    x = self.x
+    return [_button("reset", lambda _: self.act(x.reset)), _button("undo", lambda _: self.act(x.undo)),
+            _button("random", lambda _: self.act(x.randomise)),
+            _button("delete / restore slot", lambda _: self.act(lambda: x.delete(x.slot)))]
+
+# %% ../../nbs/41_explorer.ipynb #c023x
+@patch
+def _objects(self: Explorer, k: int) -> widgets.VBox:
+    "Copy, swap and blend with another scene."
+    x = self.x
+    self.from_scene = _number("other scene", self.twin.index, len(x.scenes) - 1, "180px")
+    slots = [(f"slot {i}", i) for i in range(k)]
+    self.theirs = widgets.ToggleButtons(options=slots, description="its", style={"button_width": "60px"})
+    self.other_view, wide = widgets.HTML(), widgets.Layout(width="400px")
+    self.amount = widgets.FloatSlider(value=0., min=0., max=1., step=.02, description="blend", layout=wide)
+    copy = lambda: x.put(x.slot, self.twin.z[self.theirs.value])
+    swap = lambda: x.swap(x.slot, self.twin, self.theirs.value)
+    buttons = widgets.HBox([_button("copy its slot into the chosen one", lambda _: self.act(copy)),
+                            _button("swap the two", lambda _: self.act(swap, self.show_other))])
+    words = widgets.HTML("from this scene (0) to the other (1), slot by slot:")
+    return widgets.VBox([self.from_scene, self.other_view, self.theirs, buttons, words, self.amount])
+
+# %% ../../nbs/41_explorer.ipynb #c023x
 @patch
 def _tabs(self: Explorer, k: int) -> None:
     "To the right: traverse, iterations, objects."
-    x = self.x
-    self.t = widgets.IntSlider(value=x.steps, min=0, max=len(x.trace) - 1, description="iteration t", continuous_update=True, layout=widgets.Layout(width="400px"))
-    self.at_t, self.inputs = widgets.HTML(), widgets.Checkbox(description="show what f_φ sees", value=False, indent=False)
-    self.from_scene = widgets.BoundedIntText(value=self.twin.index, min=0, max=len(x.scenes) - 1, description="other scene", layout=widgets.Layout(width="180px"))
-    self.theirs = widgets.ToggleButtons(options=[(f"slot {i}", i) for i in range(k)], description="its", style={"button_width": "60px"})
-    self.other_view = widgets.HTML()
-    self.amount = widgets.FloatSlider(value=0., min=0., max=1., step=.02, description="blend", layout=widgets.Layout(width="400px"))
-    copy = self._button("copy its slot into the chosen one", lambda _: self.act(lambda: x.put(x.slot, self.twin.z[self.theirs.value])))
-    swap = self._button("swap the two", lambda _: self.act(lambda: x.swap(x.slot, self.twin, self.theirs.value), self.show_other))
-    traverse = widgets.VBox([widgets.HTML("dimensions of the chosen slot, those that carry most first"), self.page, *self.sliders])
-    iterations = widgets.VBox([self.t, self.inputs, self.at_t])
-    objects = widgets.VBox([self.from_scene, self.other_view, self.theirs, widgets.HBox([copy, swap]), widgets.HTML("from this scene (0) to the other (1), slot by slot:"), self.amount])
-    self.tabs = widgets.Tab([traverse, iterations, objects], titles=("Traverse", "Iterations", "Objects"), layout=widgets.Layout(width="560px"))
+    x, wide = self.x, widgets.Layout(width="400px")
+    self.t = widgets.IntSlider(value=x.steps, min=0, max=len(x.trace) - 1, description="iteration t",
+                               layout=wide)
+    self.inputs = widgets.Checkbox(description="show what f_φ sees", value=False, indent=False)
+    self.at_t = widgets.HTML()
+    words = widgets.HTML("dimensions of the chosen slot, those that carry most first")
+    parts = {"Traverse": widgets.VBox([words, self.page, *self.sliders]),
+             "Iterations": widgets.VBox([self.t, self.inputs, self.at_t]), "Objects": self._objects(k)}
+    self.tabs = widgets.Tab([*parts.values()], titles=tuple(parts), layout=widgets.Layout(width="560px"))
 
 # %% ../../nbs/41_explorer.ipynb #c024
 @patch
@@ -270,7 +315,9 @@ def _wire(self: Explorer) -> None:
     "What happens when something is moved."
     on = lambda w, f: w.observe(lambda change: None if self.quiet else f(change.new), "value")
     on(self.index, lambda i: self.act(lambda: self.x.open(i), self.opened))
-    on(self.upload, lambda files: files and self.act(lambda: self.x.open_image(picture_of(bytes(files[0].content), self.x.model.config.image)), self.opened))
+    on(self.upload, lambda files: files
+       and self.act(lambda: self.x.open_image(picture_of(bytes(files[0].content), self.x.model.config.image)),
+                    self.opened))
     on(self.page, lambda _: self.show_sliders())
     for i, slider in enumerate(self.sliders): on(slider, lambda v, i=i: self.slid(i, v))
     on(self.t, lambda _: self.show_iteration()); on(self.inputs, lambda _: self.show_iteration())
@@ -281,7 +328,8 @@ def _wire(self: Explorer) -> None:
 def slid(self: Explorer, i: int, value: float) -> None:
     "A slider was moved. A browser also reports the rounding of what it was given, which is no move."
     dimension = self.x.order[self.page.value + i]
-    if abs(value - self.x.z[self.x.slot, dimension].item()) > .0051: self.act(lambda: self.x.drag(dimension, value), sliders=False)
+    if abs(value - self.x.z[self.x.slot, dimension].item()) > .0051:
+        self.act(lambda: self.x.drag(dimension, value), sliders=False)
 
 # %% ../../nbs/41_explorer.ipynb #c025
 @patch
@@ -296,7 +344,8 @@ def act(self: Explorer, change, *then, sliders: bool = True) -> None:
     self.draw()
     if sliders: self.show_sliders()
     error = (self.x.composed - self.x.image).square().mean().item()
-    self.note.value = f"slot {self.x.slot} · MSE to the scene {error:.4f} · {len(self.x.past)} to undo · redrawn in {1e3 * (time.perf_counter() - begun):.0f} ms"
+    self.note.value = (f"slot {self.x.slot} · MSE to the scene {error:.4f} · {len(self.x.past)} to undo · "
+                       f"redrawn in {1e3 * (time.perf_counter() - begun):.0f} ms")
 
 @patch
 def choose(self: Explorer, slot: int) -> None:
@@ -318,9 +367,12 @@ def draw(self: Explorer) -> None:
     self.composed.value = png((masks * x.means).sum(0), _BIG)
     self.segments.value = png(coloured(masks[:, 0].argmax(0)) * masks.sum(0).round(), _BIG)
     self.mean.value, self.mask.value = png(x.means[x.slot], _BIG), png(masks[x.slot], _BIG)
-    rule = lambda i: (f".iodine-slot-{i} {{background-image:url('{data_url(masks[i] * x.means[i], _THUMB)}')!important; border:3px solid {SLOT_COLOURS[i % len(SLOT_COLOURS)]}!important;"
-                      f" opacity:{1 if x.shown[i] else .25}; outline:{'2px solid black' if i == x.slot else 'none'}}}")
-    common = f".iodine-slot {{width:{_THUMB}px!important; height:{_THUMB}px!important; background-size:cover!important; margin:4px; image-rendering:pixelated}}"
+    rule = lambda i: (f".iodine-slot-{i} "
+                      f"{{background-image:url('{data_url(masks[i] * x.means[i], _THUMB)}')!important; "
+                      f"border:3px solid {SLOT_COLOURS[i % len(SLOT_COLOURS)]}!important;"
+        f" opacity:{1 if x.shown[i] else .25}; " f"outline:{'2px solid black' if i == x.slot else 'none'}}}")
+    common = (f".iodine-slot {{width:{_THUMB}px!important; height:{_THUMB}px!important; "
+              f"background-size:cover!important; margin:4px; image-rendering:pixelated}}")
     self.style.value = f"<style>{common}{''.join(map(rule, range(len(x.z))))}</style>"
 
 # %% ../../nbs/41_explorer.ipynb #c027
@@ -333,17 +385,22 @@ def show_sliders(self: Explorer) -> None:
         if self.page.value + i >= len(x.order): continue
         dimension = x.order[self.page.value + i]
         value = round(x.z[x.slot, dimension].item(), 2)
-        low, high = math.floor(100 * min(x.low[dimension].item(), value)) / 100, math.ceil(100 * max(x.high[dimension].item(), value)) / 100
-        with slider.hold_sync(): slider.min, slider.max, slider.value = min(low, slider.min), max(high, slider.max), value; slider.min, slider.max = low, high
+        low, high = (math.floor(100 * min(x.low[dimension].item(), value)) / 100,
+                     math.ceil(100 * max(x.high[dimension].item(), value)) / 100)
+        with slider.hold_sync():
+            slider.min, slider.max, slider.value = min(low, slider.min), max(high, slider.max), value
+            slider.min, slider.max = low, high
         slider.description = f"dim {dimension}"
     self.quiet = False
 
+# %% ../../nbs/41_explorer.ipynb #c027x
 @patch
 def show_iteration(self: Explorer) -> None:
     "The scene at iteration t: composed, segmented, slot by slot with KL; and what f_φ sees of it."
     e = self.x.trace[self.t.value]
     masks, means, kl = e.masks[0], e.means[0], getattr(e, "kl", None)
-    said = [f"KL {v:.0f} nats" for v in kl.flatten().tolist()] if kl is not None else [f"slot {i}" for i in range(len(masks))]
+    said = ([f"KL {v:.0f} nats" for v in kl.flatten().tolist()] if kl is not None
+            else [f"slot {i}" for i in range(len(masks))])
     rows = [("", [("composed", e.reconstruction[0]), ("segmentation", coloured(e.segmentation[0]))]),
             ("slots", [(v, masks[i] * means[i]) for i, v in enumerate(said)])]
     if self.inputs.value: rows += [(name.replace("_", " "), [("", for_the_eye(p)) for p in v])
@@ -355,7 +412,8 @@ def show_iteration(self: Explorer) -> None:
 # %% ../../nbs/41_explorer.ipynb #c028
 @patch
 def show_other(self: Explorer) -> None:
-    self.other_view.value = picture_table([("", [("other scene", self.twin.composed)] + [(f"slot {i}", m * v) for i, (m, v) in enumerate(zip(self.twin.masks, self.twin.means))])], 76)
+    self.other_view.value = picture_table([("", [("other scene", self.twin.composed)] + [(f"slot {i}", m * v)
+        for i, (m, v) in enumerate(zip(self.twin.masks, self.twin.means))])], 76)
 
 def explorer(name: str = "desk", scenes: Scenes | SceneFile | None = None) -> widgets.Widget:
     "The explorer of shipped weights (by name) or of a .safetensors file, on generated scenes or on yours."

@@ -24,9 +24,11 @@ from ..training.fit import Record
 from ..training.metrics import Decomposition
 
 # %% ../../nbs/18_plots.ipynb #c005
-SLOT_COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#997700",
+SLOT_COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255",
+                "#997700",
                 "#ee7733", "#009988"]
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8, "axes.labelsize": 9, "font.size": 9,
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8, "axes.labelsize": 9,
+         "font.size": 9,
          "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 130, "savefig.bbox": "tight"}
 
 def pics_folder() -> Path | None:
@@ -83,7 +85,8 @@ def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, score
     with plt.rc_context(STYLE):
         figure, axes = _grid(b, 3 + 2 * k, size)
         for i, row in enumerate(axes):
-            _picture(row[0], images[i]); _picture(row[1], e.reconstruction[i]); _segments(row[2], e.segmentation[i])
+            _picture(row[0], images[i]); _picture(row[1], e.reconstruction[i])
+            _segments(row[2], e.segmentation[i])
             for j in range(k):
                 _picture(row[3 + j], e.masks[i, j] * e.means[i, j])
                 _picture(row[3 + k + j], e.means[i, j])
@@ -99,7 +102,8 @@ def _colour(slot: int) -> str: return SLOT_COLOURS[slot % len(SLOT_COLOURS)]
 # %% ../../nbs/18_plots.ipynb #c013
 def plot_iterations(images: Float[Tensor, "B C H W"], trace: list[Decomposition], scene: int = 0,
                     size: float = .95) -> Figure:
-    "One scene at t = 0…T: reconstruction, segmentation, each slot's mean times its mask; -log p and KL if known."
+    """One scene at t = 0…T: reconstruction, segmentation, each slot's mean times its mask; -log p and KL if
+    known."""
     k = trace[0].masks.shape[1]
     with plt.rc_context(STYLE):
         figure, axes = _grid(2 + k, len(trace) + 1, size)
@@ -114,6 +118,7 @@ def plot_iterations(images: Float[Tensor, "B C H W"], trace: list[Decomposition]
             ax.set_ylabel(f"slot {j}", color=_colour(j), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
+# %% ../../nbs/18_plots.ipynb #c013x
 def in_nats(e: Decomposition, scene: int = 0) -> list[str]:
     "What a model with a likelihood and a posterior says of its own explanation; nothing for one without."
     likelihood, kl = getattr(e, "log_likelihood", None), getattr(e, "kl", None)
@@ -124,16 +129,18 @@ def in_nats(e: Decomposition, scene: int = 0) -> list[str]:
 @torch.no_grad()
 def plot_traversals(model, z: Float[Tensor, "K D"],
                     rows: list[tuple[int, int, str]],  # slot, dimension, name of the row
-                    low: Float[Tensor, "D"], high: Float[Tensor, "D"], columns: int = 7, size: float = .95) -> Figure:
+    low: Float[Tensor, "D"], high: Float[Tensor, "D"], columns: int = 7, size: float = .95) -> Figure:
     "A scene with one dimension of one slot at a time going from `low` to `high`."
     with plt.rc_context(STYLE):
         figure, axes = _grid(len(rows), columns, size)
         for line, (slot, dimension, name) in zip(axes, rows):
             changed = z.repeat(columns, 1, 1)
-            changed[:, slot, dimension] = torch.linspace(float(low[dimension]), float(high[dimension]), columns)
+            changed[:, slot, dimension] = torch.linspace(float(low[dimension]), float(high[dimension]),
+                                                         columns)
             means, mask_logits = model.decode(changed)
             for ax, picture in zip(line, (mask_logits.softmax(1) * means).sum(1)): _picture(ax, picture)
-            line[0].set_ylabel(f"{name}\nslot {slot}, dim {dimension}", rotation=0, ha="right", va="center", fontsize=8)
+            line[0].set_ylabel(f"{name}\nslot {slot}, dim {dimension}", rotation=0, ha="right", va="center",
+                               fontsize=8)
     return figure
 
 # %% ../../nbs/18_plots.ipynb #c017

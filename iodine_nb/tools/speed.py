@@ -25,12 +25,15 @@ def decoder_operations(c: IODINEConfig) -> float:
     "Multiply-adds of one decoder pass for one slot."
     d, (_, h, w) = c.decoder, c.image
     widths, size = [*d.channels, c.image[0] + 1], [math.ceil(s / 2**d.upsampling) for s in (h, w)]
-    total = d.kernel**2 * widths[0] * (c.latent + math.prod(size))  # closed form: k² small products, and the taps
+    # closed form: k² small products, and the taps
+    total = d.kernel**2 * widths[0] * (c.latent + math.prod(size))
     for i in range(1, len(widths)):
-        total += d.kernel**2 * widths[i - 1] * widths[i] * math.prod(size)  # a transposed layer's places are its inputs
+        # a transposed layer's places are its inputs
+        total += d.kernel**2 * widths[i - 1] * widths[i] * math.prod(size)
         if i >= len(widths) - d.upsampling: size = [2 * s for s in size]
     return total
 
+# %% ../../nbs/44_speed.ipynb #c005x
 def refinement_operations(c: IODINEConfig) -> float:
     "Multiply-adds of one pass of f_φ for one slot."
     model = IODINE(c)
@@ -39,24 +42,30 @@ def refinement_operations(c: IODINEConfig) -> float:
         size = [(s + 1) // 2 for s in size]
         total, inputs = total + c.refinement.kernel**2 * inputs * out * math.prod(size), out
     linear = sum(m.weight.numel() for m in model.refinement.modules() if isinstance(m, nn.Linear))
-    return total + linear + sum(p.numel() for n, p in model.refinement.named_parameters() if "lstm.weight" in n)
+    return total + linear + sum(p.numel()
+                                for n, p in model.refinement.named_parameters() if "lstm.weight" in n)
 
 # %% ../../nbs/44_speed.ipynb #c007
-PASSES = {"port": (5, 3), "exact": (4, 3), "truncated": (3, 3), "detached": (3, 3)}  # decoder passes: an iteration, the last one
+# decoder passes: an iteration, the last one
+PASSES = {"port": (5, 3), "exact": (4, 3), "truncated": (3, 3), "detached": (3, 3)}
 
 def step_operations(c: IODINEConfig, mode: str) -> float:
     "Multiply-adds of one training step for one image."
     each, last = PASSES[mode]
     decoder = decoder_operations(c)
-    if mode == "port": decoder += c.decoder.kernel**2 * (c.latent + 2) * c.decoder.channels[0] * math.prod(c.image[1:])  # its first layer is a plain convolution
+    # its first layer is a plain convolution
+    if mode == "port":
+        decoder += c.decoder.kernel**2 * (c.latent + 2) * c.decoder.channels[0] * math.prod(c.image[1:])
     return c.slots * ((c.iterations * each + last) * decoder + c.iterations * 3 * refinement_operations(c))
 
 # %% ../../nbs/44_speed.ipynb #c012
 def _plain_first_layer(layer, z: Tensor) -> Tensor:
     "The broadcast latent and the coordinates through an ordinary convolution."
     h, w = layer.coordinates.shape[-2:]
-    return layer.conv(torch.cat([z[..., None, None].expand(-1, -1, h, w), layer.coordinates.expand(len(z), -1, -1, -1)], 1))
+    return layer.conv(torch.cat([z[..., None, None].expand(-1, -1, h, w),
+                                 layer.coordinates.expand(len(z), -1, -1, -1)], 1))
 
+# %% ../../nbs/44_speed.ipynb #c012x
 def port_step(model: IODINE, batch: Batch, generator: torch.Generator) -> Tensor:
     "One training step the port's way: gradients are left in the parameters, the loss is returned."
     c, image = model.config, batch.image
@@ -91,15 +100,18 @@ def matrix_rate(device: str = "cpu", precision: str = "float32") -> float:
     return n**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
 
 def peak_memory(device: str = "cpu") -> int:
-    "Most memory that this process has held on the device, in bytes. (Linux's ru_maxrss would begin with the parent's.)"
+    """Most memory that this process has held on the device, in bytes. (Linux's ru_maxrss would begin with the
+    parent's.)"""
     if device == "cuda": return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists(): return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 # %% ../../nbs/44_speed.ipynb #c016
-def _measure(config: dict, mode: str, batch: int, steps: int, threads: int, device: str, precision: str, compiled: bool) -> dict[str, float]:
-    "In a process of its own: median seconds of a step after the first ones, peak memory above the idle model's, matrix rate."
+def _measure(config: dict, mode: str, batch: int, steps: int, threads: int, device: str, precision: str,
+             compiled: bool) -> dict[str, float]:
+    """In a process of its own: median seconds of a step after the first ones, peak memory above the idle
+    model's, matrix rate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     c, rate = IODINEConfig.from_dict(config), matrix_rate(device, precision)
@@ -110,8 +122,10 @@ def _measure(config: dict, mode: str, batch: int, steps: int, threads: int, devi
     step = lambda: _step(model, images, mode, precision, seeded(1, device=device))
     warm = 3 if compiled or device == "cuda" else 1
     times = [seconds(step, device) for _ in range(warm + steps)][warm:]
-    return {"seconds": statistics.median(times), "memory": peak_memory(device) - idle, "whole_memory": peak_memory(device), "rate": rate}
+    return {"seconds": statistics.median(times), "memory": peak_memory(device) - idle,
+            "whole_memory": peak_memory(device), "rate": rate}
 
+# %% ../../nbs/44_speed.ipynb #c016x
 def _step(model: IODINE, images: Batch, mode: str, precision: str, generator: torch.Generator) -> None:
     model.zero_grad()
     with torch.autocast(images.image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -123,9 +137,13 @@ def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int
             device: str = "cpu",  # or cuda
             precision: str = "float32",  # or bfloat16
             compiled: bool = False) -> dict[str, float]:
-    "Median seconds of a training step, its peak memory in bytes, and the machine's matrix rate; `mode` is a gradient mode or `port`."
-    call = "import json, sys; from iodine_nb.tools.speed import _measure; print(json.dumps(_measure(**json.load(sys.stdin))))"
+    """Median seconds of a training step, its peak memory in bytes, and the machine's matrix rate; `mode` is a
+    gradient mode or `port`."""
+    call = ("import json, sys; from iodine_nb.tools.speed import _measure; "
+            "print(json.dumps(_measure(**json.load(sys.stdin))))")
     how = dict(mode=mode, batch=batch, threads=threads, device=device, precision=precision, compiled=compiled)
     arguments = json.dumps(dict(config=c.to_dict(), steps=steps, **how))
-    found = json.loads(subprocess.run([sys.executable, "-c", call], input=arguments, capture_output=True, text=True, check=True).stdout)
-    return found | how | {"images_per_second": batch / found["seconds"], "share_of_rate": batch * step_operations(c, mode) / found["seconds"] / found["rate"]}
+    found = json.loads(subprocess.run([sys.executable, "-c", call], input=arguments, capture_output=True,
+                                      text=True, check=True).stdout)
+    return found | how | {"images_per_second": batch / found["seconds"],
+        "share_of_rate": batch * step_operations(c, mode) / found["seconds"] / found["rate"]}

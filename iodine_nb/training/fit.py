@@ -56,7 +56,8 @@ class OptimiserConfig(Config):
 
     def learning_rate_at(self, step: int) -> float:
         "Warm-up, then exponential decay."
-        return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * self.decay ** (step / self.decay_steps)
+        return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * self.decay ** (
+            step / self.decay_steps)
 
 # %% ../../nbs/17_training.ipynb #c004c
 @dataclass(frozen=True)
@@ -84,13 +85,15 @@ def _check_training(c: TrainingConfig) -> None:
                "checkpoint_every", "decay_steps", of="training.")
     c.at_least(0, "warmup", "seed", "beta1", of="training.")
     for name in ("decay", "clip"):
-        if getattr(c, name) <= 0: raise ValueError(f"training.{name}: must be positive, is {getattr(c, name)}")
+        if getattr(c, name) <= 0:
+            raise ValueError(f"training.{name}: must be positive, is {getattr(c, name)}")
     if c.beta1 >= 1: raise ValueError(f"training.beta1: must be below 1, is {c.beta1}")
     if not 0 < c.learning_rate < 1:
         raise ValueError(f"training.learning_rate: must be between 0 and 1, is {c.learning_rate}")
 
 # %% ../../nbs/17_training.ipynb #c005
-def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict) -> None:
+def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int,
+                    config: dict) -> None:
     "Write weights, optimiser state and step, whole or not at all."
     names = [n for n, _ in model.named_parameters()]
     tensors = {f"model/{n}": v for n, v in model.state_dict().items()}
@@ -104,6 +107,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
         raise OSError(f"{path}: the checkpoint of step {step} could not be written ({e}); {before}. "
                       "Make room, and the same command goes on") from None
 
+# %% ../../nbs/17_training.ipynb #c005x
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     "Tensors and header of a safetensors file; ValueError if it is not a whole one."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
@@ -114,12 +118,14 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 # %% ../../nbs/17_training.ipynb #c007
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    "Load weights by name, or by a name that the model had before; ValueError names the first that does not fit."
+    """Load weights by name, or by a name that the model had before; ValueError names the first that does not
+    fit."""
     weights = {renamed(model, name): v for name, v in weights.items()}
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
         if name not in weights: raise ValueError(f"{path}: weights of another model: {name} is missing")
-        if name not in own: raise ValueError(f"{path}: weights of another model: it has {name}, this model does not")
+        if name not in own:
+            raise ValueError(f"{path}: weights of another model: it has {name}, this model does not")
         if own[name].shape != weights[name].shape:
             raise ValueError(f"{path}: weights of another model: {name} is {list(weights[name].shape)}, "
                              f"this model has {list(own[name].shape)}")
@@ -129,10 +135,12 @@ def renamed(model: nn.Module, name: str) -> str:
     "Today's name of a parameter."
     return getattr(model, "old_names", {}).get(name, name)
 
+# %% ../../nbs/17_training.ipynb #c007x
 def difference(a, b, where: str = "") -> str | None:
     "The first field in which two configurations differ, with both values; None if they are equal."
     if isinstance(a, dict) and isinstance(b, dict):
-        inside = (difference(a.get(k), b.get(k), f"{where}.{k}".lstrip(".")) for k in sorted(a.keys() | b.keys()))
+        inside = (difference(a.get(k), b.get(k), f"{where}.{k}".lstrip("."))
+                  for k in sorted(a.keys() | b.keys()))
         return next(filter(None, inside), None)
     return None if json.dumps(a) == json.dumps(b) else f"{where} is {json.dumps(a)}, here {json.dumps(b)}"
 
@@ -185,7 +193,8 @@ def read_log(path: Path, until: int | None = None) -> list[dict]:
     return lines if until is None else [line for line in lines if line["step"] <= until]
 
 def curve_of(log: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    "Steps and values of a logged quantity, such as nll, ari_fg, or held_out_mse where training logs an mse too."
+    """Steps and values of a logged quantity, such as nll, ari_fg, or held_out_mse where training logs an mse
+    too."""
     scored, name = name.startswith("held_out_"), name.removeprefix("held_out_")
     lines = [line for line in log if name in line]
     trained = [line for line in lines if "seconds" in line]  # lines of training say how long it took
@@ -209,8 +218,9 @@ def loss_parameters(model: nn.Module, schedules: dict[str, Ramp]) -> set[str]:
     if any(p.kind is p.VAR_KEYWORD for p in found.values()): return {"generator", *schedules}
     for name in schedules:
         if name not in found:
-            raise ValueError(f"training.schedules.{name}: the loss of {type(model).__name__} has no parameter "
-                             f"{name!r}; it has {', '.join(found)}")
+            raise ValueError(
+                f"training.schedules.{name}: the loss of {type(model).__name__} has no parameter "
+                f"{name!r}; it has {', '.join(found)}")
     return {"generator", *schedules} & found.keys()
 
 class _Loss(nn.Module):
@@ -227,27 +237,33 @@ def _pieces(loader: Loader | Stream, config: TrainingConfig, accelerator: Accele
     parts = accelerator.num_processes * config.accumulate
     for i in range(accelerator.process_index, parts, accelerator.num_processes):
         rows = torch.arange(config.batch_size)[i::parts]
-        yield loader.batch(step, i, parts), Noise((config.seed, step, 0), rows, config.batch_size, accelerator.device)
+        yield loader.batch(step, i, parts), Noise((config.seed, step, 0), rows, config.batch_size,
+                                                  accelerator.device)
 
-def _backward(model: _Loss, accelerator: Accelerator, config: TrainingConfig, step: int, pieces: list, asked: set[str]):
+def _backward(model: _Loss, accelerator: Accelerator, config: TrainingConfig, step: int, pieces: list,
+              asked: set[str]):
     "The names of the losses, and their values for every piece; gradients are left in the parameters."
     found, schedules = [], config.schedules_at(step)
     for i, (batch, noise) in enumerate(pieces):
         how = {k: v for k, v in {"generator": noise, **schedules}.items() if k in asked}
         with contextlib.nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(model):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            with torch.autocast(accelerator.device.type, torch.bfloat16,
+                                enabled=config.precision == "bfloat16"):
                 terms = model(batch, **how)
             accelerator.backward(terms["loss"] / len(pieces))
         found.append(torch.stack([v.detach().float() for v in terms.values()]))
     return list(terms), torch.stack(found)
 
 # %% ../../nbs/17_training.ipynb #c012b
-def train_step(model: _Loss, loader: Loader | Stream, optimiser, accelerator: Accelerator, config: TrainingConfig,
+def train_step(model: _Loss, loader: Loader | Stream, optimiser, accelerator: Accelerator,
+               config: TrainingConfig,
                step: int, asked: set[str]) -> dict[str, float]:
-    "One optimiser step; the model's scalars over the global batch, the gradient norm, and whether it was skipped."
+    """One optimiser step; the model's scalars over the global batch, the gradient norm, and whether it was
+    skipped."""
     for group in optimiser.param_groups: group["lr"] = config.learning_rate_at(step)
     optimiser.zero_grad()
-    names, found = _backward(model, accelerator, config, step, list(_pieces(loader, config, accelerator, step)), asked)
+    names, found = _backward(model, accelerator, config, step,
+                             list(_pieces(loader, config, accelerator, step)), asked)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
     means = accelerator.reduce(found.mean(0), "mean")
     good = norm.isfinite() & means[names.index("loss")].isfinite()
@@ -306,10 +322,12 @@ class _Stop:
     def everywhere(self, accelerator: Accelerator) -> bool:
         "Whether any process was asked."
         if accelerator.num_processes == 1: return self.asked
-        return bool(accelerator.reduce(torch.tensor([float(self.asked)], device=accelerator.device), "sum").item())
+        return bool(
+            accelerator.reduce(torch.tensor([float(self.asked)], device=accelerator.device), "sum").item())
 
 # %% ../../nbs/17_training.ipynb #c019
-_MAY_CHANGE = ("steps", "accumulate", "compile", "log_every", "evaluate_every", "evaluate_scenes", "checkpoint_every")
+_MAY_CHANGE = ("steps", "accumulate", "compile", "log_every", "evaluate_every", "evaluate_scenes",
+               "checkpoint_every")
 
 def _check_run(model, train, config: TrainingConfig, record: Record, held_out, processes: int) -> None:
     "ValueError, before anything is written, if this run cannot be."
@@ -319,8 +337,9 @@ def _check_run(model, train, config: TrainingConfig, record: Record, held_out, p
         raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, "
                          "which a new run would overwrite; choose another folder")
     if config.batch_size % (parts := processes * config.accumulate):
-        raise ValueError(f"training.batch_size: {config.batch_size} images cannot be cut into {processes} processes × "
-                         f"{config.accumulate} pieces (training.accumulate); take a multiple of {parts}")
+        raise ValueError(
+            f"training.batch_size: {config.batch_size} images cannot be cut into {processes} processes × "
+            f"{config.accumulate} pieces (training.accumulate); take a multiple of {parts}")
 
 def _same_run(about: dict) -> dict:
     "What must not change when a run goes on."
@@ -330,23 +349,28 @@ def _same_run(about: dict) -> dict:
 def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
         run: str | Path,  # folder of the record; a checkpoint in it is resumed
         held_out: SceneFile | None = None,  # scored every `evaluate_every` steps
-        score: Callable | None = None,  # score(model, batch, generator=…) -> {name: [B]}; the loss itself if not said
+        # score(model, batch, generator=…) -> {name: [B]}; the loss itself if not said
+        score: Callable | None = None,
         describe: dict | None = None,  # the rest of the configuration, for the record
         progress: bool = True) -> Record:
-    "Train a model until `config.steps` on a scene file, or on scenes generated as it goes; resume what was begun."
+    """Train a model until `config.steps` on a scene file, or on scenes generated as it goes; resume what was
+    begun."""
     record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
     asked = loss_parameters(model, config.schedules)
     _check_run(model, train, config, record, held_out, accelerator.num_processes)
     about = (describe or {}) | {"training": config.to_dict(), "data_file": train.describe()}
     fast = config.precision == "bfloat16" or accelerator.device.type == "cuda"
-    model = model.to(accelerator.device, memory_format=torch.channels_last) if fast else model.to(accelerator.device)
-    run = _Run(model, train.loader(config.batch_size, config.seed, accelerator.device), accelerator, config, record,
+    model = (model.to(accelerator.device, memory_format=torch.channels_last) if fast
+             else model.to(accelerator.device))
+    run = _Run(model, train.loader(config.batch_size, config.seed, accelerator.device), accelerator, config,
+               record,
                held_out, score or loss_scores, asked, _same_run(about))
     return run.loop(run.begin(about), progress)
 
 # %% ../../nbs/17_training.ipynb #c020
 def compile_networks(model: nn.Module) -> None:
-    "torch.compile the networks and functions that the model names in `compiled`; what cannot be compiled runs as it is."
+    """torch.compile the networks and functions that the model names in `compiled`; what cannot be compiled
+    runs as it is."""
     torch._dynamo.config.suppress_errors = True
     for name in getattr(model, "compiled", ()):
         part = getattr(model, name)
@@ -367,6 +391,9 @@ class _Setting:
     asked: set[str]
     same_run: dict
 
+# %% ../../nbs/17_training.ipynb #c022
+class _Run(_Setting):
+    "The loop, and what happens in it now and then."
     def begin(self, about: dict) -> int:
         "Load the checkpoint, if there is one, and begin the record; the step to go on with."
         c, a, optimisers = self.config, self.accelerator, {"adam": torch.optim.Adam, "muon": Muon}
@@ -379,25 +406,24 @@ class _Setting:
         a.wait_for_everyone()
         return step
 
-# %% ../../nbs/17_training.ipynb #c022
-class _Run(_Setting):
-    "The loop, and what happens in it now and then."
-    def loop(self, step: int, progress: bool) -> Record:
-        "From `step` to the last, or to where somebody asks for the end."
-        c, self.sums, self.scores, skipped, self.begun = self.config, {}, {}, 0, time.monotonic()
-        shown = progress and self.accelerator.is_main_process
-        bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=not shown, smoothing=.05)
-        with _Stop() as stop:
-            while step < c.steps:
-                terms = train_step(self.wrapped, self.loader, self.optimiser, self.accelerator, c, step, self.asked)
-                step, skipped = step + 1, skipped + 1 if terms["skipped"] else 0
-                if skipped == 20: raise FloatingPointError(self.not_finite(step))
-                self.after(step, terms, bar)
-                if step < c.steps and stop.everywhere(self.accelerator): self.end_early(step, bar); break
-        bar.close()
-        self.accelerator.wait_for_everyone()  # or another process could go on before the checkpoint is written
-        atexit.register(self.accelerator.state.destroy_process_group)  # a thread of it that outlives Python aborts
-        return self.record
+# %% ../../nbs/17_training.ipynb #c022x
+@patch
+def loop(self: _Run, step: int, progress: bool) -> Record:
+    "From `step` to the last, or to where somebody asks for the end."
+    c, a, self.sums, self.scores, skipped = self.config, self.accelerator, {}, {}, 0
+    self.begun, shown = time.monotonic(), progress and a.is_main_process
+    bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=not shown, smoothing=.05)
+    with _Stop() as stop:
+        while step < c.steps:
+            terms = train_step(self.wrapped, self.loader, self.optimiser, a, c, step, self.asked)
+            step, skipped = step + 1, skipped + 1 if terms["skipped"] else 0
+            if skipped == 20: raise FloatingPointError(self.not_finite(step))
+            self.after(step, terms, bar)
+            if step < c.steps and stop.everywhere(a): self.end_early(step, bar); break
+    bar.close()
+    a.wait_for_everyone()  # or another process could go on before the checkpoint is written
+    atexit.register(a.state.destroy_process_group)  # a thread of it that outlives Python aborts
+    return self.record
 
 # %% ../../nbs/17_training.ipynb #c023
 @patch
@@ -449,6 +475,8 @@ def evaluate(self: _Run, step: int) -> dict[str, float]:
 def not_finite(self: _Run, step: int) -> str:
     "Why a run was ended."
     rows = self.loader.rows(step - 1).tolist()
-    return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; "
-            f"the last batch was scenes {rows}. The last good checkpoint is untouched. Likely causes: a learning rate "
+    return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and "
+            "gradient; "
+            f"the last batch was scenes {rows}. The last good checkpoint is untouched. Likely causes: a "
+            "learning rate "
             "that is too high, a sigma that is too small, bfloat16, or images with broken values")

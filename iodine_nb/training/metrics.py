@@ -25,11 +25,14 @@ from ..core import Noise
 from ..scenes.format import Batch, Loader, SceneFile, Scenes
 
 # %% ../../nbs/16_metrics.ipynb #c005
-def contingency(true: Integer[Tensor, "B *P"], predicted: Integer[Tensor, "B *P"], entities: int, slots: int) -> Float[Tensor, "B E K"]:
+def contingency(true: Integer[Tensor, "B *P"], predicted: Integer[Tensor, "B *P"], entities: int,
+                slots: int) -> Float[Tensor, "B E K"]:
     "How many pixels of each true entity went to each slot."
     cell = true.long().flatten(1) * slots + predicted.long().flatten(1)
-    counts = torch.zeros(len(cell), entities * slots, dtype=torch.long, device=cell.device).scatter_add_(1, cell, torch.ones_like(cell))
-    return (counts.cpu() if counts.device.type == "mps" else counts).double().view(-1, entities, slots)  # mps has no float64
+    counts = torch.zeros(len(cell), entities * slots, dtype=torch.long, device=cell.device).scatter_add_(1,
+        cell, torch.ones_like(cell))
+    # mps has no float64
+    return (counts.cpu() if counts.device.type == "mps" else counts).double().view(-1, entities, slots)
 
 def adjusted_rand_index(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
     "ARI of each image's contingency table, at most 1; 1 where both partitions are a single cluster."
@@ -37,7 +40,8 @@ def adjusted_rand_index(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
     both, true, predicted = pairs(table).sum((1, 2)), pairs(table.sum(2)).sum(1), pairs(table.sum(1)).sum(1)
     expected = true * predicted / pairs(table.sum((1, 2))).clamp_min(1)
     best = (true + predicted) / 2
-    return torch.where(best == expected, torch.ones_like(best), (both - expected) / (best - expected).where(best != expected, torch.ones_like(best)))
+    return torch.where(best == expected, torch.ones_like(best),
+                       (both - expected) / (best - expected).where(best != expected, torch.ones_like(best)))
 
 # %% ../../nbs/16_metrics.ipynb #c008
 def intersection_over_union(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B E K"]:
@@ -45,7 +49,8 @@ def intersection_over_union(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B E
     return table / (table.sum(2, keepdim=True) + table.sum(1, keepdim=True) - table).clamp_min(1)
 
 def match_slots(iou: Float[Tensor, "B E K"]) -> Int[Tensor, "B E"]:
-    "The slot of each entity under the best one-to-one assignment; -1 where there are fewer slots than entities."
+    """The slot of each entity under the best one-to-one assignment; -1 where there are fewer slots than
+    entities."""
     match = np.full(iou.shape[:2], -1)
     for i, table in enumerate(iou.cpu().numpy()):
         entity, slot = linear_sum_assignment(table, maximize=True)
@@ -53,7 +58,8 @@ def match_slots(iou: Float[Tensor, "B E K"]) -> Int[Tensor, "B E"]:
     return torch.from_numpy(match).to(iou.device)
 
 def mean_iou(table: Float[Tensor, "B E K"]) -> Float[Tensor, "B"]:
-    "Mean over the visible objects (entity 0, the background, is none) of the IoU with their matched slot; 1 if there are none."
+    """Mean over the visible objects (entity 0, the background, is none) of the IoU with their matched slot; 1
+    if there are none."""
     iou, here = intersection_over_union(table)[:, 1:], table[:, 1:].sum(2) > 0
     slot = match_slots(iou * here[..., None])
     matched = iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] * (slot >= 0) * here
@@ -73,7 +79,9 @@ class Decomposition(Protocol):
 class TakesApart(Protocol):
     "A model that takes scenes apart."
     def infer(self, images: Float[Tensor, "B C H W"], generator=None) -> list[Decomposition]: ...
-    def decode(self, z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]: ...
+    def decode(self,
+               z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
+        ...
 
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
@@ -82,12 +90,13 @@ def segmentation_scores(true: Integer[Tensor, "B H W"],
                         predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
     "ARI-FG, ARI and mIoU of every image."
     table = contingency(true, predicted, int(true.max()) + 1, int(predicted.max()) + 1)
-    return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table), miou=mean_iou(table))
+    return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table),
+                miou=mean_iou(table))
 
 def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None,
                          by: str = "masks", **infer) -> dict[str, Float[Tensor, "B"]]:
-    """The scores of a model that takes scenes apart, at its last iteration, for every image; MSE per pixel and
-    channel, images in [0, 1]. `by` says how pixels get their slots: masks or explanation."""
+    """The scores of a model that takes scenes apart, at its last iteration, for every image; MSE per pixel
+    and channel, images in [0, 1]. `by` says how pixels get their slots: masks or explanation."""
     if by not in ("masks", "explanation"): raise ValueError(f"by: must be masks or explanation, is {by!r}")
     last = model.infer(batch.image, generator=generator, **infer)[-1]
     mse = dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
@@ -95,7 +104,8 @@ def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise
     return segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation) | mse
 
 # %% ../../nbs/16_metrics.ipynb #c013a
-def loss_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None) -> dict[str, Float[Tensor, "B"]]:
+def loss_scores(model, batch: Batch,
+                generator: torch.Generator | Noise | None = None) -> dict[str, Float[Tensor, "B"]]:
     "The losses of any model over the batch, the same for every image of it."
     how = {"generator": generator} if "generator" in inspect.signature(model.loss).parameters else {}
     with torch.no_grad(): found = model.loss(batch, **how)
@@ -112,12 +122,14 @@ def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scen
     device = next(model.parameters()).device
     loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
     if accelerator and accelerator.num_processes > loader.batch_size:
-        raise ValueError(f"scenes: {scenes} cannot be divided among {accelerator.num_processes} processes; score more")
+        raise ValueError(
+            f"scenes: {scenes} cannot be divided among {accelerator.num_processes} processes; score more")
     sums = [_mean_scores(model, loader, seed, score, accelerator, infer) for seed in seeds]
     return {name: [s[name] for s in sums] for name in sums[0]}
 
 # %% ../../nbs/16_metrics.ipynb #c014a
-def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator, infer: dict) -> dict[str, float]:
+def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator,
+                 infer: dict) -> dict[str, float]:
     "The mean scores with one sampling seed: of every batch, each of n processes takes every n-th image."
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     found = []
@@ -135,12 +147,14 @@ def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator,
 def score_table(scores: dict[str, list[float]]) -> str:
     "The scores as text: mean and standard deviation over sampling seeds."
     names = [n for n in SCORES if n in scores] + [n for n in scores if n not in SCORES]
-    return "\n".join(f"{SCORES.get(n, n):8s} {np.mean(scores[n]):.4f} ± {np.std(scores[n]):.4f}" for n in names)
+    return "\n".join(f"{SCORES.get(n, n):8s} {np.mean(scores[n]):.4f} ± {np.std(scores[n]):.4f}"
+                     for n in names)
 
 # %% ../../nbs/16_metrics.ipynb #c018
 def way_of(key: str) -> str:
     "The way of inference that a card's scores are kept under, in words."
-    words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_kl_": ", KL × ", "_explanation": ", by explanation"}
+    words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_kl_": ", KL × ",
+             "_explanation": ", by explanation"}
     for part, said in words.items(): key = key.replace(part, said)
     return "single runs" if key == "best of 1" else key
 
@@ -150,12 +164,16 @@ def mean_and_spread(values: list[float], digits: int = 3) -> str:
 
 def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
-    rows = [f"| {label} | {way_of(key)} | " + " | ".join(mean_and_spread(v[s], 4 if s == "mse" else 3) for s in SCORES) + " |" for label, card in scores.items() for key, v in card.items()]
-    return "\n".join(["| weights | | " + " | ".join(SCORES.values()) + " |", "|---" * (2 + len(SCORES)) + "|", *rows])
+    rows = [f"| {label} | {way_of(key)} | "
+            + " | ".join(mean_and_spread(v[s], 4 if s == "mse" else 3) for s in SCORES) + " |"
+            for label, card in scores.items() for key, v in card.items()]
+    return "\n".join(["| weights | | " + " | ".join(SCORES.values()) + " |", "|---" * (2 + len(SCORES)) + "|",
+                      *rows])
 
 # %% ../../nbs/16_metrics.ipynb #c021
 @torch.no_grad()
-def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None, part: int = 32, **infer) -> tuple[Float[np.ndarray, "M D"], dict[str, np.ndarray]]:
+def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None, part: int = 32,
+                   **infer) -> tuple[Float[np.ndarray, "M D"], dict[str, np.ndarray]]:
     "Posterior means of the slots that are matched to objects, and these objects' factors."
     latents, factors = [], {k: [] for k in scenes.factors}
     for i in range(0, len(scenes), part):
@@ -165,48 +183,62 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
         table = contingency(batch.mask, last.segmentation, some.visibility.shape[1], last.masks.shape[1])
         iou = intersection_over_union(table[:, 1:])
         slot = match_slots(iou)
-        b, e = ((slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)).nonzero(as_tuple=True)
+        b, e = ((slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)).nonzero(
+            as_tuple=True)
         latents.append(last.latents[b, slot[b, e]].numpy())
         for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy() + 1])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
 # %% ../../nbs/16_metrics.ipynb #c023
-KINDS = ("shape", "size", "material", "color", "category", "instance", "lighting", "label")  # codes, where they are single numbers
-ANGLES = {"orientation": 1., "rotation": math.pi / 180, "azimuth": math.pi / 9}  # in radians: read as cosine and sine
+# codes, where they are single numbers
+KINDS = ("shape", "size", "material", "color", "category", "instance", "lighting", "label")
+# in radians: read as cosine and sine
+ANGLES = {"orientation": 1., "rotation": math.pi / 180, "azimuth": math.pi / 9}
 
 def _columns(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool]]:
-    "One column a factor, those that vary: name -> (values, whether they are kinds). Vectors: one column a component."
+    """One column a factor, those that vary: name -> (values, whether they are kinds). Vectors: one column a
+    component."""
     found = {}
     for k, v in factors.items():
-        if k in ANGLES: found |= {f"{k} cos": (np.cos(v * ANGLES[k]), False), f"{k} sin": (np.sin(v * ANGLES[k]), False)}
-        else: found |= {k if v.ndim == 1 else f"{k} {i}": (c, k in KINDS and v.ndim == 1) for i, c in enumerate(v.reshape(len(v), -1).T)}
+        if k in ANGLES:
+            found |= {f"{k} cos": (np.cos(v * ANGLES[k]), False), f"{k} sin": (np.sin(v * ANGLES[k]), False)}
+        else:
+            found |= {k if v.ndim == 1 else f"{k} {i}": (c, k in KINDS and v.ndim == 1)
+                      for i, c in enumerate(v.reshape(len(v), -1).T)}
     return {k: (c, kinds) for k, (c, kinds) in found.items() if len(np.unique(c)) > 1}
 
 # %% ../../nbs/16_metrics.ipynb #c024
 def probe_factors(z: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0):
-    "How well each factor is read from latents, and DCI: ({factor: scores}, importances [D, F], {disentanglement, completeness})."
+    """How well each factor is read from latents, and DCI: ({factor: scores}, importances [D, F],
+    {disentanglement, completeness})."""
     columns, scores, importance = _columns(factors), {}, []
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
     order = np.random.default_rng(seed).permutation(len(z))
     fit, test = order[:2 * len(z) // 3], order[2 * len(z) // 3:]
     for name, (y, kinds) in columns.items():
         linear = LogisticRegression(max_iter=500) if kinds else Ridge()
-        forest = (RandomForestClassifier if kinds else RandomForestRegressor)(100, min_samples_leaf=3, random_state=seed)
-        scores[name] = {"linear": linear.fit(z[fit], y[fit]).score(z[test], y[test]), "forest": forest.fit(z[fit], y[fit]).score(z[test], y[test]), "kinds": kinds,
-                        "chance": np.unique(y[test], return_counts=True)[1].max() / len(test) if kinds else 0.}
+        forest = (RandomForestClassifier if kinds else RandomForestRegressor)(100, min_samples_leaf=3,
+            random_state=seed)
+        scores[name] = {"linear": linear.fit(z[fit], y[fit]).score(z[test], y[test]),
+                        "forest": forest.fit(z[fit], y[fit]).score(z[test], y[test]), "kinds": kinds,
+            "chance": np.unique(y[test], return_counts=True)[1].max() / len(test) if kinds else 0.}
         importance.append(forest.feature_importances_)
     return scores, np.stack(importance, 1), disentanglement(np.stack(importance, 1))
 
+# %% ../../nbs/16_metrics.ipynb #c024x
 def disentanglement(importance: Float[np.ndarray, "D F"]) -> dict[str, float]:
-    "Eastwood & Williams 2018, eq. 2 and 3: one minus the entropy over factors (over dimensions), weighted by importance."
+    """Eastwood & Williams 2018, eq. 2, 3: one minus the entropy over factors (dimensions), weighted by
+    importance."""
     entropy = lambda p, base: -(p * np.log(np.maximum(p, 1e-12))).sum(0) / np.log(base)
     share = lambda r: r / np.maximum(r.sum(0), 1e-12)
     d = 1 - entropy(share(importance.T), max(2, importance.shape[1]))
     c = 1 - entropy(share(importance), max(2, importance.shape[0]))
-    return {"disentanglement": float((d * importance.sum(1)).sum() / importance.sum()), "completeness": float(c.mean())}
+    return {"disentanglement": float((d * importance.sum(1)).sum() / importance.sum()),
+            "completeness": float(c.mean())}
 
 # %% ../../nbs/16_metrics.ipynb #c025
 def probe_table(scores: dict[str, dict]) -> str:
     "Scores of `probe_factors` as a Markdown table."
-    rows = [f"| {k} | {'accuracy' if s['kinds'] else 'R²'} | {s['linear']:.2f} | {s['forest']:.2f} | {s['chance']:.2f} |" for k, s in scores.items()]
+    rows = [f"| {k} | {'accuracy' if s['kinds'] else 'R²'} | {s['linear']:.2f} | {s['forest']:.2f} | "
+            f"{s['chance']:.2f} |" for k, s in scores.items()]
     return "\n".join(["| factor | score | linear | forest | chance |", "|---|---|---|---|---|", *rows])
