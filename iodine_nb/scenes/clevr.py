@@ -36,7 +36,7 @@ def _slab_span(o: Float[Tensor, "m A #R"], d: Float[Tensor, "m A R"]) -> tuple[T
     a, b = (-1 - o) / d, (1 - o) / d
     return torch.minimum(a, b).amax(1), torch.maximum(a, b).amin(1)
 
-# %% ../../nbs/03_clevr.ipynb #99970ff2
+# %% ../../nbs/03_clevr.ipynb #c8ab6b7c
 def enter(kind: int, o: Float[Tensor, "m 3 #R"], d: Float[Tensor, "m 3 R"]) -> Float[Tensor, "m R"]:
     "The t > 0 at which rays from outside enter a unit solid, infinite where they miss; in the solid's axes."
     if kind == 0: near, far = _round_span(o, d)
@@ -84,7 +84,7 @@ def hides(self: Solids, origin: Float[Tensor, "n 3 R"],
     for _, rows, t in _entered(self, origin, direction): hidden[rows] |= t < 1
     return hidden
 
-# %% ../../nbs/03_clevr.ipynb #baa6384e
+# %% ../../nbs/03_clevr.ipynb #5cb4d3fb
 @patch
 def first_hit(self: Solids, origin: Float[Tensor, "n 3 #R"],
               direction: Float[Tensor, "n 3 R"]) -> tuple[Float[Tensor, "n R"], Int[Tensor, "n R"]]:
@@ -120,7 +120,7 @@ class Look(Config):
 
     def __post_init__(self): _check_look(self)
 
-# %% ../../nbs/03_clevr.ipynb #0d9a461e
+# %% ../../nbs/03_clevr.ipynb #12aa7312
 def _check_look(look: Look) -> None:
     "ValueError that names the field if the look cannot be."
     if len(look.size) != 2 or min(look.size) < 1:
@@ -167,7 +167,7 @@ def _own_normal(kind: Int[Tensor, "M"], p: Float[Tensor, "M 3"]) -> Float[Tensor
     cylinder = torch.cat([towards_edge(wall) * p[:, :2] / wall, lid], 1)
     return torch.where(kind[:, None] == 0, p, torch.where(kind[:, None] == 1, cube, cylinder))
 
-# %% ../../nbs/03_clevr.ipynb #e94357b1
+# %% ../../nbs/03_clevr.ipynb #672148b2
 @patch
 def surface(self: Solids, place: Float[Tensor, "n 3 R"], which: Int[Tensor, "n R"], floor: float):
     "Normal, colour and whether it is metal, of the surfaces that were hit."
@@ -194,7 +194,7 @@ def lamp_points(look: Look, device="cpu") -> Float[Tensor, "lamps 2 R"]:
     angle = 2 * math.pi * torch.frac(.6180340 * i[:, None, None] + 1.7548777 * turn + .2451223 * lamps)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1).flatten(2)
 
-# %% ../../nbs/03_clevr.ipynb #81a3038e
+# %% ../../nbs/03_clevr.ipynb #168f3ead
 def _lit(solids: Solids, place, normal, lamp: Float[Tensor, "n 3"], points: Float[Tensor, "#n 2 R"], size):
     "Direction to the lamp's middle, and cos θ · d0²/d² where a point of it is seen from `place`, else 0."
     side = _normalised(torch.stack([-lamp[:, 1], lamp[:, 0], torch.zeros_like(lamp[:, 0])], 1) + 1e-6)
@@ -234,7 +234,7 @@ def _light(solids: Solids, place, normal, mirrored, metal, look: Look, lamps, st
         shine = shine + strength * (seen > 0) * torch.where(metal, *highlights)
     return light, shine
 
-# %% ../../nbs/03_clevr.ipynb #bf5eaeb3
+# %% ../../nbs/03_clevr.ipynb #4753faaa
 def shade(solids: Solids, origin, direction, look: Look, lamps: Float[Tensor, "n lamps 3"],
           strengths: Float[Tensor, "n lamps"], points: Float[Tensor, "#n lamps 2 R"], bounces: int = 1):
     "Radiance [n, 3, R] of rays, and whose surface each hit [n, R]."
@@ -275,7 +275,7 @@ def _srgb(linear: Tensor) -> Tensor:
     linear = linear.clamp(0, 1)
     return torch.where(linear < .0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - .055)
 
-# %% ../../nbs/03_clevr.ipynb #28a98579
+# %% ../../nbs/03_clevr.ipynb #d7fe6661
 @torch.no_grad()
 def render(solids: Solids, look: Look, eye: Float[Tensor, "n 3"], lamps: Float[Tensor, "n lamps 3"],
            target=(0., 0., 0.),
@@ -308,7 +308,7 @@ def _draw_objects(rng, n: int, most: int, scale: float) -> dict[str, np.ndarray]
     size = scale * np.array(list(SIZES.values()))[o["size"]]
     return o | {"radius": size / np.where(o["shape"] == 0, math.sqrt(2), 1)}
 
-# %% ../../nbs/03_clevr.ipynb #3a0c3e77
+# %% ../../nbs/03_clevr.ipynb #1f6ddd11
 def _place(rng, radius: np.ndarray, count: np.ndarray, directions: np.ndarray):
     "Positions [n, most, 2], object by object, with 50 tries each; and in which scenes that went well."
     n, most = radius.shape
@@ -344,7 +344,7 @@ def _solids(o: dict[str, np.ndarray], count: np.ndarray) -> Solids:
     metal = torch.from_numpy(o["material"] == 1)
     return Solids(kind, to(turn / r[..., None, None]), to(centre), to(colour), metal)
 
-# %% ../../nbs/03_clevr.ipynb #bbbdd2c4
+# %% ../../nbs/03_clevr.ipynb #e26205d3
 def _attempt(rng, count: np.ndarray, most: int, look: Look):
     "Objects, camera and lamps of scenes with these counts, and which of them keep the rules of placement."
     n = len(count)
@@ -372,7 +372,7 @@ def _all_shown(solids: Solids, eye: Tensor) -> Bool[np.ndarray, "n"]:
         shown.append((enough | (solids.kind[i] < 0)).all(1))
     return np.concatenate(shown)
 
-# %% ../../nbs/03_clevr.ipynb #35f131c5
+# %% ../../nbs/03_clevr.ipynb #8427e83b
 def draw(n: int, rng: np.random.Generator, objects: tuple[int, int], look: Look, device="cpu"):
     "Objects, solids, cameras, lamps and counts of n scenes that keep all rules."
     fewest, most = objects
@@ -449,7 +449,7 @@ def _human(u):
     body = ((_BOX, _BALL)[int(u(0, 2))], (0, 0, middle), (.15, wide, torso))
     return [*legs, *arms, body, (_BALL, (0, 0, 2 * leg + 2 * torso + .14), (.16, .15, .18))]
 
-# %% ../../nbs/03_clevr.ipynb #18733550
+# %% ../../nbs/03_clevr.ipynb #bb074ac4
 def _plane(u):
     long, high, span, back = u(.5, .8), u(.25, .5), u(.5, .9), u(-.15, .15)
     body = (_BALL, (0, 0, high), (long, .12, .12))
@@ -478,7 +478,7 @@ def _car(u):
     cabin = (kind, (u(-.15, 0), 0, wheel + 2 * high + roof / 2), (long * u(.4, .6), wide * .85, roof))
     return [*wheels, body, cabin]
 
-# %% ../../nbs/03_clevr.ipynb #ada1f6ac
+# %% ../../nbs/03_clevr.ipynb #b65cb0f7
 def toy(category: int, instance: int):
     "Kinds, frames [P, 3, 3] and centres [P, 3] of a toy's parts, on the floor, within 1 of the middle."
     rng = np.random.default_rng((category, instance))
@@ -499,7 +499,7 @@ _LIGHTINGS = np.array([[.6, .1, .1, .1], [.1, .6, .1, .1], [.1, .1, .6, .2],
 _STUDIO = Look(size=(96, 96), crop=(0., 240., 40., 280.), half_width=.42, lamps=_LAMPS, strengths=(0.,) * 4,
                lamp_size=.6, ambient=.2, floor=.7)
 
-# %% ../../nbs/03_clevr.ipynb #1b7cf16a
+# %% ../../nbs/03_clevr.ipynb #3e66e599
 def _turned_toys(category, instance, azimuth) -> Solids:
     "The toys as solids, turned to their azimuth."
     names = list(zip(category.tolist(), instance.tolist()))
@@ -528,17 +528,17 @@ def norb(category, instance, elevation, azimuth, lighting,  # ints or int arrays
 
 def _camera(elevation: np.ndarray, side: float) -> Float[Tensor, "n 3"]:
     "Where the camera stands that looks from `side` degrees to the side."
-    e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
+    e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), side))
     towards = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1)
     return torch.from_numpy(towards.astype(np.float32)) * 4. + torch.tensor([0., 0., .35])
 
-# %% ../../nbs/03_clevr.ipynb #b0d878e4
+# %% ../../nbs/03_clevr.ipynb #9692e712
 def _some_norb(category, instance, elevation, azimuth, lighting, size, device):
     "Pairs that are drawn at once."
     solids, look = _turned_toys(category, instance, azimuth).to(device), _STUDIO.change(size=(size, size))
     lamps = torch.tensor(look.lamps, device=device).expand(len(category), -1, -1)
     strengths, pairs = torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device), []
-    for side in (-3, 3):
+    for side in (-3., 3.):
         eye = _camera(elevation, side).to(device)
         picture, which = render(solids, look, eye, lamps, (0., 0., .35), strengths)
         pairs.append(((picture[:, 0] * 255).round().to(torch.uint8), which < solids.kind.shape[1]))
