@@ -1,14 +1,15 @@
 """Formats, against bytes written here from the formats' descriptions."""
 import gzip, os, struct
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from iodine_nb.core import Scenes
-from iodine_nb.scenes.format import PUBLISHED, Loader, SceneFile, import_folder, import_published, save_scenes
+from iodine_nb.scenes.format import PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes, import_folder, import_published, save_scenes
 from iodine_nb.scenes.sprites import tetrominoes
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -133,14 +134,16 @@ def test_a_cut_download_is_refused(tmp_path, cut):
 
 
 @quick
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 4), st.integers(0, 999))
-def test_scene_files_give_back_what_was_written(tmp_path, n, h, w, c, e, seed):
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 4), st.integers(0, 999), st.booleans())
+def test_scene_files_give_back_what_was_written(tmp_path, n, h, w, c, e, seed, masks):
     rng = np.random.default_rng(seed)
     scenes = Scenes(rng.integers(0, 256, (n, h, w, c), np.uint8), rng.integers(0, e, (n, h, w), np.uint8), rng.random((n, e)) > .5, {"f": rng.random((n, e)), "g": rng.random((n, e, 2))})
+    if not masks: scenes.mask = None
     save_scenes(tmp_path / "s.h5", [scenes[:1], scenes[1:]], "s", {})
     with SceneFile(tmp_path / "s.h5").file as _: pass
     read = SceneFile(tmp_path / "s.h5")[:]
-    assert (read.image == scenes.image).all() and (read.mask == scenes.mask).all() and (read.visibility == scenes.visibility).all()
+    assert (read.image == scenes.image).all() and (read.visibility == scenes.visibility).all()
+    assert (read.mask == scenes.mask).all() if masks else read.mask is None
     assert all((read.factors[k] == scenes.factors[k]).all() for k in scenes.factors)
 
 
@@ -176,6 +179,77 @@ def test_every_scene_once_an_epoch(tmp_path):
         seen = np.concatenate([loader.batch(epoch * 3 + i).image.numpy() for i in range(3)]).reshape(30, -1)
         assert len(np.unique(seen, axis=0)) == 30
     with pytest.raises(ValueError, match="fewer than a batch"): Loader(SceneFile(tmp_path / "s.h5"), 31)
+
+
+def numbered(n, masks=True, rng=np.random.default_rng(0)):
+    "Scenes whose image, mask and factors all say which scene it is."
+    i = np.arange(n, dtype=np.uint8)
+    image, mask = np.broadcast_to(i[:, None, None, None], (n, 3, 4, 1)).copy(), np.broadcast_to(i[:, None, None] % 2, (n, 3, 4)).copy()
+    factors = {"number": np.stack([i, 2 * i], 1), "place": np.stack([i, -1. * i], 1)[..., None] * np.ones(3), "even": np.stack([i % 2 == 0] * 2, 1)}
+    return Scenes(image, mask if masks else None, np.ones((n, 2), bool), factors)
+
+
+def all_say_the_same(batch, masks=True):
+    i = (batch.image[:, 0, 0, 0] * 255).round()
+    f = batch.factors
+    assert f["number"].dtype == torch.int64 and f["place"].dtype == torch.float32 and f["even"].dtype == torch.bool and f["place"].shape == (len(batch), 2, 3)
+    assert torch.equal(f["number"], torch.stack([i, 2 * i], 1).long()) and torch.equal(f["place"][..., 2], torch.stack([i, -i], 1)) and torch.equal(f["even"][:, 0], i % 2 == 0)
+    assert torch.equal(batch.mask[:, 0, 0], (i % 2).byte()) if masks else batch.mask is None
+    return i.int().tolist()
+
+
+@quick
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.booleans(), st.sampled_from([1, 200, 500, 8 << 30]))
+def test_masks_and_factors_come_with_their_images(tmp_path, n, size, seed, masks, memory):
+    size = min(n, size)
+    save_scenes(tmp_path / "n.h5", [numbered(n, masks)[:n // 2], numbered(n, masks)[n // 2:]] if n > 1 else numbered(n, masks), "n", {})
+    loader = Loader(SceneFile(tmp_path / "n.h5"), size, seed, memory=memory)
+    assert [i for b in loader.in_order() for i in all_say_the_same(b, masks)] == list(range(n))
+    for step in (0, 1, 7):
+        assert all_say_the_same(loader.batch(step), masks) == loader.rows(step).tolist()
+        for part in range(2): assert size < 2 or all_say_the_same(loader.batch(step, part, 2), masks) == loader.rows(step)[part::2].tolist()
+
+
+def test_masks_and_factors_count_in_the_memory(tmp_path):
+    scenes = numbered(40)  # 12 + 12 bytes, and 2 × 8 + 2 × 3 × 4 + 2
+    for masks, one in ((True, 66), (False, 54)):
+        save_scenes(tmp_path / "n.h5", scenes if masks else replace(scenes, mask=None), "n", {})
+        assert Loader(SceneFile(tmp_path / "n.h5"), 2, memory=one * 40).window == 40
+        assert Loader(SceneFile(tmp_path / "n.h5"), 2, memory=one * 40 - 1).window == 38
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("make", [lambda s: s, Batch.of])
+def test_a_stream_has_what_its_scenes_have(masks, make):
+    stream = Generated(lambda n, rng: make(numbered(40, masks)[rng.permutation(40)[:n]]), "numbered").loader(9, 3, "cpu")
+    whole = all_say_the_same(stream.batch(5), masks)
+    assert len(set(whole)) == 9 and all_say_the_same(stream.batch(5, 1, 3), masks) == whole[1::3] and all_say_the_same(stream.batch(6), masks) != whole
+    assert all_say_the_same(stream.batch(5).to("cpu")[torch.tensor([8, 0])], masks) == [whole[8], whole[0]]
+    there = stream.batch(5).to("meta")
+    assert {v.device.type for v in (there.image, *there.factors.values(), *([there.mask] if masks else []))} == {"meta"} and (there.mask is not None) == masks
+
+
+def test_parts_with_and_without_masks_are_not_mixed(tmp_path):
+    scenes = numbered(4)
+    for parts in ([scenes, replace(scenes, mask=None)], [replace(scenes, mask=None), scenes]):
+        with pytest.raises(ValueError, match="s.h5: mask: not in all scenes; the scenes from 4 on"): save_scenes(tmp_path / "s.h5", parts, "s", {})
+        with pytest.raises(ValueError, match="both: mask: not in all"): Scenes.joined(parts, "both")
+    assert not list(tmp_path.iterdir())
+    assert all_say_the_same(Batch.of(Scenes.joined([scenes[:1], scenes[1:]]))) == [0, 1, 2, 3]
+
+
+def test_pictures_without_masks_stay_without(tmp_path):
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.full((6, 9, 3), 7, np.uint8)).save(tmp_path / "p/0.png")
+    import_folder(tmp_path / "p", tmp_path / "f.h5", size=(3, 4), progress=False)
+    file = SceneFile(tmp_path / "f.h5")
+    assert not file.has_masks and file[:].mask is None and Loader(file, 1).batch(0).mask is None and file[:].visibility.tolist() == [[True]]
+    with h5py.File(tmp_path / "f.h5") as f: assert set(f) == {"image", "visibility"}
+
+
+def test_wrong_scenes_name_all_fields():
+    s = replace(numbered(4), factors={"a": np.zeros((4, 3)), "b": np.full((4, 2), "x")}, visibility=np.ones((4, 1), bool))
+    with pytest.raises(ValueError, match="toy: mask: holds entity 1.*; factors/a: must begin with .4, 1., is .4, 3.; factors/b: .*; factors/b: must be numbers"): check_scenes(s, "toy")
 
 
 def test_folder_masks(tmp_path):

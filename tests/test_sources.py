@@ -68,7 +68,7 @@ def test_mnist_as_published(tmp_path, capsys):
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 3) + bytes([7, 2, 1])))
     assert main(f"data idx {tmp_path}/t10k-images-idx3-ubyte.gz --labels {tmp_path}/t10k-labels-idx1-ubyte.gz --out {tmp_path}/m.h5".split()) == 0
     scenes = SceneFile(tmp_path / "m.h5")
-    assert (scenes[:].image[..., 0] == digits).all() and scenes[:].factors["label"][:, 1].tolist() == [7, 2, 1]
+    assert (scenes[:].image[..., 0] == digits).all() and scenes[:].factors["label"][:, 1].tolist() == [7, 2, 1] and scenes[:].mask is None
     capsys.readouterr()
     assert "not known" in describe(scenes) and main(["data", "inspect", f"{tmp_path}/m.h5", "--sheet", f"{tmp_path}/s.png"]) == 0
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG" and "3 scenes, 28×28, 1 channel," in capsys.readouterr().out

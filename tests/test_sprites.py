@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from iodine_nb.core import check_scenes
+from iodine_nb.scenes.format import check_scenes
 from iodine_nb.scenes.sprites import COLOURS, TETROMINOES, VARIANTS, multi_dsprites, silhouettes, tetrominoes
 
 # The published table, written out again here: what one cell's pixels are, row by row.

@@ -528,7 +528,7 @@ def norb(category, instance, elevation, azimuth, lighting,  # ints or int arrays
 
 def _camera(elevation: np.ndarray, side: float) -> Float[Tensor, "n 3"]:
     "Where the camera stands that looks from `side` degrees to the side."
-    e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), float(side)))
+    e, a = np.radians(30. + 5 * elevation), np.radians(np.full(len(elevation), side))
     towards = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], 1)
     return torch.from_numpy(towards.astype(np.float32)) * 4. + torch.tensor([0., 0., .35])
 
@@ -538,7 +538,7 @@ def _some_norb(category, instance, elevation, azimuth, lighting, size, device):
     solids, look = _turned_toys(category, instance, azimuth).to(device), _STUDIO.change(size=(size, size))
     lamps = torch.tensor(look.lamps, device=device).expand(len(category), -1, -1)
     strengths, pairs = torch.from_numpy(_LIGHTINGS[lighting].astype(np.float32)).to(device), []
-    for side in (-3, 3):
+    for side in (-3., 3.):
         eye = _camera(elevation, side).to(device)
         picture, which = render(solids, look, eye, lamps, (0., 0., .35), strengths)
         pairs.append(((picture[:, 0] * 255).round().to(torch.uint8), which < solids.kind.shape[1]))
