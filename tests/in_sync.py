@@ -6,7 +6,9 @@ TOP = Path(__file__).parent.parent
 
 
 def contents() -> dict[Path, bytes]:
-    return {p: p.read_bytes() for folder, kind in (("nbs", "*.ipynb"), ("iodine_nb", "*.py")) for p in sorted((TOP / folder).rglob(kind))}
+    "Every notebook and every module, as it is on disk."
+    kinds = (("nbs", "*.ipynb"), ("iodine_nb", "*.py"))
+    return {p: p.read_bytes() for folder, kind in kinds for p in sorted((TOP / folder).rglob(kind))}
 
 
 before = contents()
