@@ -1,4 +1,4 @@
-"""On several workers (pytest -n 2 --dist loadgroup) a file whose tests set up something costly stays on one of them."""
+"""On several workers (pytest -n 2 --dist loadgroup) a file that sets up something costly stays on one of them."""
 import pytest
 
 TOGETHER = ("test_browser", "test_wheel")

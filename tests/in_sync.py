@@ -1,4 +1,4 @@
-"""The library must be what the notebooks export, and the notebooks must be clean: nbdev_export and nbdev_clean change nothing."""
+"""The library is what the notebooks export, and these are clean: nbdev_export and nbdev_clean change nothing."""
 import subprocess, sys
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run notebooks from top to bottom and keep their outputs; with --fresh, print outputs and leave the files as they are.
+"""Run notebooks from top to bottom and keep their outputs; with --fresh, print outputs and leave the files alone.
 
 Figures are written to pics/ only where the environment says IODINE_NB_BOOK=1, as `make book` does."""
 import argparse, sys, time

@@ -1,4 +1,4 @@
-"""The shape of the house: which module may import which, how long a cell may be, how imports stand, what is packed."""
+"""The house's shape: which module may import which, how long a cell may be, how imports stand, what is packed."""
 import ast, json, re, sys, tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -120,7 +120,7 @@ def group(node: ast.stmt) -> int:
 
 
 def out_of_order(source: str) -> bool:
-    "Does an import at the beginning of a cell, or file, follow one of a later group? nbdev's last cell is free."
+    "Does an import at the top level of a cell, or file, follow one of a later group?"
     plain = "\n".join("" if s.lstrip().startswith(("%", "!")) else s for s in source.splitlines())
     try: tree = ast.parse(plain)
     except SyntaxError: return False

@@ -1,4 +1,4 @@
-"""The built wheel, installed into an empty folder, works away from the checkout: weights, command line, explorer."""
+"""The built wheel, installed into an empty folder, works away from the checkout: weights, commands, explorer."""
 import json, os, shutil, subprocess, sys
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def run(*command, cwd: Path, **variables) -> str:
 def installed(tmp_path_factory):
     """A folder with nothing but what the wheel brings.
 
-    It is built from copies (links, where the file system can), as building leaves a folder `build` behind, and would
-    pack what an earlier one left there."""
+    It is built from copies (links, where the file system can), as building leaves a folder `build` behind,
+    and would pack what an earlier one left there."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     def link(a, b):
         try: os.link(a, b)
