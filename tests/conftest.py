@@ -1,4 +1,4 @@
-"""On several workers (pytest -n 2 --dist loadgroup) a file that sets up something costly stays on one of them."""
+"""With several workers (pytest -n 2 --dist loadgroup) a file that sets up something costly stays on one."""
 import pytest
 
 TOGETHER = ("test_browser", "test_wheel")

@@ -1,4 +1,4 @@
-"""The library is what the notebooks export, and these are clean: nbdev_export and nbdev_clean change nothing."""
+"""The library is what the notebooks export, and they are clean: both commands of nbdev change nothing."""
 import subprocess, sys
 from pathlib import Path
 
@@ -16,5 +16,6 @@ for command in ("nbdev_clean", "nbdev_export"):
     subprocess.run([Path(sys.executable).parent / command], cwd=TOP, check=True)
 after = contents()
 changed = [str(p.relative_to(TOP)) for p in before.keys() | after.keys() if before.get(p) != after.get(p)]
-if changed: sys.exit(f"out of sync: {', '.join(sorted(changed))}. They are corrected now: look at them and commit.")
+if changed:
+    sys.exit(f"out of sync: {', '.join(sorted(changed))}. They are corrected now: look at them and commit.")
 print("notebooks clean, library in sync")

@@ -1,4 +1,4 @@
-"""The house's shape: which module may import which, how long a cell may be, how imports stand, what is packed."""
+"""The house's shape: which module may import which, how long a cell may be, how imports stand."""
 import ast, json, re, sys, tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +49,8 @@ def wrong_imports(package: Path) -> list[str]:
             theirs, (a, b) = other.split(".")[0], (name.split(".")[-1], other.split(".")[-1])
             if theirs in FLOORS and FLOORS.index(theirs) > FLOORS.index(mine):
                 wrong.append(f"{name} imports {other}, which is a floor above it")
-            if mine == theirs == "models" and is_family(tree) and is_family(known[other]) and EXTENDS.get(a) != b:
+            if (mine == theirs == "models" and is_family(tree) and is_family(known[other])
+                and EXTENDS.get(a) != b):
                 wrong.append(f"{name} imports {other}, but a family does not import another")
     return wrong
 
@@ -59,18 +60,23 @@ def test_imports_run_down():
 
 
 @pytest.mark.parametrize("where, line, said", [
-    ("scenes/format.py", "from ..models.vae import VAE", "scenes.format imports models.vae, which is a floor above"),
-    ("scenes/format.py", "from ..models import vae", "scenes.format imports models.vae, which is a floor above"),
+    ("scenes/format.py", "from ..models.vae import VAE",
+     "scenes.format imports models.vae, which is a floor above"),
+    ("scenes/format.py", "from ..models import vae",
+     "scenes.format imports models.vae, which is a floor above"),
     ("core.py", "def f():\n    import book.cli", "core imports cli, which is a floor above"),
-    ("models/vae.py", "from .iodine import IODINE\nfamily = 0", "models.vae imports models.iodine, but a family does not"),
+    ("models/vae.py", "from .iodine import IODINE\nfamily = 0",
+     "models.vae imports models.iodine, but a family does not"),
     ("models/slot_frame.py", "from book.models.iodine import IODINE\nfamily = 0", None),
-    ("models/decoder.py", "from ..core import Config\nfrom .vae import VAE", None),  # only families are kept apart
+    # only families are kept apart
+    ("models/decoder.py", "from ..core import Config\nfrom .vae import VAE", None),
     ("odd/new.py", "", "odd.new is on none of the floors"),
 ])
 def test_an_import_that_runs_up_is_found(tmp_path, where, line, said):
     "In a made-up package of the same shape."
     package = tmp_path / "book"
-    files = {"core.py": "", "cli.py": "", "scenes/format.py": "", "models/iodine.py": "family = 0", "models/vae.py": ""}
+    files = {"core.py": "", "cli.py": "", "scenes/format.py": "", "models/iodine.py": "family = 0",
+             "models/vae.py": ""}
     for name, text in (files | {where: line}).items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
@@ -80,7 +86,8 @@ def test_an_import_that_runs_up_is_found(tmp_path, where, line, said):
 
 def test_the_package_does_not_reach_out_of_its_folder():
     "Files of the checkout are found by core.book_folder(); an installed package has no checkout around it."
-    reaches = [name for name, tree in modules(TOP / "iodine_nb").items() if "__file__).parent.parent" in ast.unparse(tree)]
+    reaches = [name for name, tree in modules(TOP / "iodine_nb").items()
+               if "__file__).parent.parent" in ast.unparse(tree)]
     assert not reaches, f"use core.book_folder() or importlib.resources in {', '.join(reaches)}"
 
 
@@ -103,7 +110,8 @@ def too_long(path: Path) -> list[str]:
         exported = re.search(r"^#\|\s*exporti?\b", source, re.MULTILINE) is not None
         n, most = lines_of_code(source), EXPORTED if exported else OTHER
         kind = "an exported cell" if exported else "a cell"
-        if n > most: wrong.append(f"{path.name}, cell {i}: {n} lines of code; {kind} has at most {most}, so divide it")
+        if n > most:
+            wrong.append(f"{path.name}, cell {i}: {n} lines of code; {kind} has at most {most}, so divide it")
     return wrong
 
 
@@ -115,7 +123,8 @@ def test_cells_are_short(path):
 def group(node: ast.stmt) -> int:
     "0 the standard library, 1 other packages, 2 this book's own."
     name = node.names[0].name if isinstance(node, ast.Import) else node.module or ""
-    if isinstance(node, ast.ImportFrom) and node.level or name.split(".")[0] in ("iodine_nb", "small"): return 2
+    if isinstance(node, ast.ImportFrom) and node.level or name.split(".")[0] in ("iodine_nb", "small"):
+        return 2
     return 0 if name.split(".")[0] in sys.stdlib_module_names else 1
 
 
@@ -133,7 +142,8 @@ def test_imports_stand_in_order(path):
     "The standard library, then other packages, then the book's own."
     parts = cells(path) if path.suffix == ".ipynb" else [(0, path.read_text())]
     wrong = [f"{path.name}, cell {i}" if i else path.name for i, source in parts if out_of_order(source)]
-    assert not wrong, f"{', '.join(wrong)}: the standard library comes first, then other packages, then iodine_nb"
+    assert not wrong, (
+        f"{', '.join(wrong)}: the standard library comes first, then other packages, then iodine_nb")
 
 
 def test_these_tests_can_fail(tmp_path):
@@ -141,9 +151,12 @@ def test_these_tests_can_fail(tmp_path):
     source = [f"x{i} = {i}\n" for i in range(21)] + ["\n", "\n"]
     made = [dict(cell_type="code", source=[first, *source]) for first in ("#| export\n", "#| hide\n")]
     (path := tmp_path / "a.ipynb").write_text(json.dumps({"cells": made}))
-    assert too_long(path) == ["a.ipynb, cell 1: 21 lines of code; an exported cell has at most 20, so divide it"]
-    assert out_of_order("import torch\nimport json") and out_of_order("from iodine_nb.core import x\nimport torch")
-    assert not out_of_order("import json, math\n%matplotlib inline\nfrom torch import nn\nfrom iodine_nb.core import x")
+    assert too_long(path) == [
+        "a.ipynb, cell 1: 21 lines of code; an exported cell has at most 20, so divide it"]
+    assert (out_of_order("import torch\nimport json")
+            and out_of_order("from iodine_nb.core import x\nimport torch"))
+    assert not out_of_order(
+        "import json, math\n%matplotlib inline\nfrom torch import nn\nfrom iodine_nb.core import x")
 
 
 def test_all_folders_are_packed():

@@ -1,16 +1,18 @@
-"""The built wheel, installed into an empty folder, works away from the checkout: weights, commands, explorer."""
+"""The wheel, installed into an empty folder, works away from the checkout: weights, commands, explorer."""
 import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 TOP = Path(__file__).parent.parent
-PACKED = ("desk", "framed_sprites", "muon_clevr", "iterative_blind", "iterative_plane")  # as pyproject.toml says
+# as pyproject.toml says
+PACKED = ("desk", "framed_sprites", "muon_clevr", "iterative_blind", "iterative_plane")
 
 
 def run(*command, cwd: Path, **variables) -> str:
     "What a command prints; its complaints are shown if it fails."
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=os.environ | variables, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=os.environ | variables, capture_output=True,
+                          text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -27,9 +29,11 @@ def installed(tmp_path_factory):
         except OSError: shutil.copy(a, b)
     for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(TOP / name, source)
     for name in ("iodine_nb", "data/weights"):
-        shutil.copytree(TOP / name, source / name, copy_function=link, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(TOP / name, source / name, copy_function=link,
+                        ignore=shutil.ignore_patterns("__pycache__"))
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", source / "dist", source, cwd=source)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", source / "dist", source,
+        cwd=source)
     wheel, = (source / "dist").glob("*.whl")
     assert wheel.stat().st_size < 25e6, f"{wheel.name} has {wheel.stat().st_size / 1e6:.0f} MB"
     run(*pip, "install", "--no-deps", "--target", out, wheel, cwd=source)
@@ -55,10 +59,12 @@ def test_weights_travel(installed, tmp_path):
 
 def test_the_command_line_scores_them(installed, tmp_path):
     "On scenes that it generates; nothing but the scores is written into the working directory."
-    said = python(installed, tmp_path, installed / "bin/iodine-nb", "eval", "desk", "--scenes", "8", "--seeds", "1",
+    said = python(installed, tmp_path, installed / "bin/iodine-nb", "eval", "desk", "--scenes", "8",
+                  "--seeds", "1",
                   "--out", "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert "8 scenes" in said and scores["ari_fg"][0] > .5 and [p.name for p in tmp_path.iterdir()] == ["scores.json"]
+    assert ("8 scenes" in said and scores["ari_fg"][0] > .5
+            and [p.name for p in tmp_path.iterdir()] == ["scores.json"])
 
 
 def test_the_explorer_is_there(installed, tmp_path):
