@@ -1,19 +1,27 @@
 # make demo      see scenes taken apart             make lab    open the book
-# make explore   drag their pieces in a browser     make book   run every notebook and keep its outputs
-# make test      everything that CI checks
+# make explore   drag their pieces in a browser     make book   run every notebook, keep its outputs and figures
+# make test      everything that CI checks          make lint   the part of it that takes a second
 PYTHON ?= python3
 BIN := .venv/bin
+NOTEBOOKS ?= nbs/*.ipynb
 export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 
-.PHONY: demo explore test lab book clean
+.PHONY: demo explore test lint lab book wheel hooks clean
 demo: .venv/ready
 	$(BIN)/python tests/run_notebooks.py --fresh nbs/05_first_look.ipynb
-	@echo "Figures: pics/decomposition.png pics/iterations.png pics/training.png.  Next: make explore; or make lab, and open nbs/05_first_look.ipynb"
+	@echo "Its figures: pics/decomposition.png pics/iterations.png pics/training.png."
+	@echo "Next: make explore; or make lab, and open nbs/05_first_look.ipynb"
 
-test: .venv/ready
+test: .venv/ready lint
+	@git status --porcelain > .venv/status 2>/dev/null || true
 	$(BIN)/python tests/in_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --n_workers 2 --do_print --timing
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	@test "$$(git status --porcelain 2>/dev/null)" = "$$(cat .venv/status)" || { git status --short; \
+	  echo "the tests have written files that git sees: only make book and nbdev_export may do so"; exit 1; }
+
+lint: .venv/ready
+	$(BIN)/ruff check --quiet --output-format concise nbs tests
 
 explore: .venv/ready
 	$(BIN)/iodine-nb explore
@@ -22,15 +30,33 @@ lab: .venv/ready
 	$(BIN)/jupyter lab nbs/00_contents.ipynb
 
 book: .venv/ready
-	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
+	IODINE_NB_BOOK=1 $(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
+
+wheel: .venv/ready
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build && ls dist
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "iodine_nb needs Python 3.11 or newer; try make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(MAKE) --silent --no-print-directory hooks
 	touch $@
 
+# What nbdev_install_hooks does, but only in this checkout's own git configuration: notebooks are merged cell by cell
+# (.gitattributes names the driver), and are trusted again after a merge. Without .venv git merges them as text.
+hooks:
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1 && test -e .git; then \
+	  git config --local merge.nbdev-merge.name "merge notebooks, and keep them whole where there is a conflict"; \
+	  git config --local merge.nbdev-merge.driver \
+	    'if test -x .venv/bin/nbdev_merge; then .venv/bin/nbdev_merge %O %A %B %P; else git merge-file %A %O %B; fi'; \
+	  hook=$$(git rev-parse --git-path hooks/post-merge); \
+	  if ! test -e "$$hook"; then mkdir -p "$$(dirname "$$hook")"; \
+	    printf '#!/bin/sh\n! test -x .venv/bin/nbdev_trust || .venv/bin/nbdev_trust >/dev/null 2>&1 || true\n' \
+	      > "$$hook" && chmod +x "$$hook"; fi; fi || true
+
 clean:
-	rm -rf .venv data/cache _proc .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv data/cache _proc build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

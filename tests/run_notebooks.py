@@ -1,4 +1,6 @@
-"""Run notebooks from top to bottom and keep their outputs; with --fresh, print outputs and leave the files as they are."""
+"""Run notebooks from top to bottom and keep their outputs; with --fresh, print them and leave the file alone.
+
+Figures are written to pics/ only where the environment says IODINE_NB_BOOK=1, as `make book` does."""
 import argparse, sys, time
 from pathlib import Path
 
@@ -14,7 +16,9 @@ def skipped(cell) -> bool:
 def run(path: Path, fresh: bool) -> None:
     "Execute one notebook in its own folder; cells marked `eval: false` are left out."
     notebook, begun = nbformat.read(path, 4), time.monotonic()
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3",
+                            extra_arguments=["--log-level=ERROR"],
+                            resources={"metadata": {"path": str(path.parent)}})
     with client.setup_kernel():
         for i, cell in enumerate(notebook.cells):
             if cell.cell_type != "code" or skipped(cell): continue
