@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py, numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -212,7 +212,7 @@ class SceneFile:
 class Batch:
     "Images in [0, 1], and the true masks and factors where they are known."
     image: Float[Tensor, "B C H W"]
-    mask: UInt8[Tensor, "B H W"] | None = None  # index of the visible entity
+    mask: Integer[Tensor, "B H W"] | None = None  # index of the visible entity
     factors: dict[str, Shaped[Tensor, "B ..."]] = field(default_factory=dict)  # name -> [B, E] or [B, E, d]
 
     def __len__(self): return len(self.image)
