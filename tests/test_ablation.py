@@ -22,7 +22,8 @@ def test_a_stop_ends_all_arms_and_the_same_call_goes_on(tmp_path, monkeypatch):
         return fit(model, source, *rest, **named)
     monkeypatch.setattr(module, "fit", stopped)
     run(ask, tmp_path / "test.h5")
-    assert not finished(ask, "a", 0) and ask.record("a", 0).log() == [] and not ask.record("b", 0).path.exists()
+    assert (not finished(ask, "a", 0) and ask.record("a", 0).log() == []
+            and not ask.record("b", 0).path.exists())
     assert ask.record("a", 0).checkpoint.exists()
     monkeypatch.undo()
     run(ask, tmp_path / "test.h5")
@@ -44,11 +45,13 @@ def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
     run(long, tmp_path / "test.h5")
     short = Ablation(long.folder, TINY.change(training__steps=2), long.arms, long.seeds)
     whole, part = (x.record("a", 0).curve("nll") for x in (long, short))
-    assert finished(short, "a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0] and whole[0].tolist() == [2, 4]
+    assert (finished(short, "a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0]
+            and whole[0].tolist() == [2, 4])
     before = (long.record("a", 0).path / "log.jsonl").read_bytes()
     run(short, tmp_path / "test.h5")  # nothing to do, and nothing lost
     assert (long.record("a", 0).path / "log.jsonl").read_bytes() == before
-    run(Ablation(long.folder, TINY.change(training__steps=6), long.arms, long.seeds), tmp_path / "test.h5")  # goes on
+    # goes on
+    run(Ablation(long.folder, TINY.change(training__steps=6), long.arms, long.seeds), tmp_path / "test.h5")
     assert long.record("a", 0).curve("nll")[1].tolist() == whole[1].tolist()
 
 
@@ -59,7 +62,10 @@ def test_the_arms_of_the_log_are_configurations_and_differ():
 
 def test_the_committed_records_are_of_their_arms():
     for arm in ARMS:
-        for seed in (0, 1, 2): finished(small(arm), arm, seed)  # ValueError, if a record is of another configuration
-    assert {len(r) for r in small("base", "relu", "gated", "no normalisation", "image and gradients").records().values()} == {3}
-    half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start", "no warm-up", "T = 1", "sigmoid means", "port")
+        for seed in (0, 1, 2):
+            finished(small(arm), arm, seed)  # ValueError, if a record is of another configuration
+    assert {len(r) for r in small("base", "relu", "gated", "no normalisation",
+                                  "image and gradients").records().values()} == {3}
+    half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start",
+            "no warm-up", "T = 1", "sigmoid means", "port")
     assert {arm: len(r) for arm, r in small(*half, steps=3_000).records().items()} == {arm: 3 for arm in half}

@@ -1,4 +1,4 @@
-"""The book as a whole: shipped weights do what the text says, metadata agrees, the command line refuses what it should."""
+"""The book as a whole: shipped weights do what the text says, metadata agrees, wrong commands are refused."""
 import configparser, json, re, tomllib
 from pathlib import Path
 
@@ -22,8 +22,10 @@ def test_settings_and_pyproject_agree():
     ini = configparser.ConfigParser()
     ini.read(TOP / "settings.ini")
     s, p = ini["DEFAULT"], tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    assert s["lib_name"] == p["name"] and s["version"] == iodine_nb.__version__ and s["description"] == p["description"]
-    assert p["requires-python"] == f">={s['min_python']}" and s["license"] == "apache2" and p["license"] == "Apache-2.0"
+    assert (s["lib_name"] == p["name"] and s["version"] == iodine_nb.__version__
+            and s["description"] == p["description"])
+    assert (p["requires-python"] == f">={s['min_python']}" and s["license"] == "apache2"
+            and p["license"] == "Apache-2.0")
 
 
 def test_desk_reaches_the_bar(tmp_path):
@@ -35,7 +37,8 @@ def test_desk_reaches_the_bar(tmp_path):
 
 
 SHOWN = ("desk", "framed_sprites", "muon_clevr")
-SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")  # these are kept for the log's entries about them
+# these are kept for the log's entries about them
+SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -53,8 +56,10 @@ def test_readme_quotes_the_card(name):
     "Every row of those that are shown; of the others the rows that are there."
     scores, readme = load_model(name)[1]["scores"], (TOP / "README.md").read_text()
     for runs, found in scores.items():
-        way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs", "best_of_10": "best of 10 runs"}.get(runs, way_of(runs))
-        row = next((line for line in readme.splitlines() if re.match(rf"\| `{name}`, {way}[ ,|]", line)), None)
+        way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs",
+               "best_of_10": "best of 10 runs"}.get(runs, way_of(runs))
+        row = next((line for line in readme.splitlines() if re.match(rf"\| `{name}`, {way}[ ,|]", line)),
+                   None)
         if row is None and name not in SHOWN: continue
         for quantity in ("ari_fg", "ari", "miou", "mse"):
             mean = np.mean(found[quantity])
@@ -64,8 +69,11 @@ def test_readme_quotes_the_card(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_eval_without_a_file_reprints_the_card(name, tmp_path):
     assert main(["eval", name, "--seeds", "1", "--out", str(tmp_path / "scores.json")]) == 0
-    found, card = json.loads((tmp_path / "scores.json").read_text()), load_model(name)[1]["scores"]["best_of_1"]
-    for quantity, values in found.items(): assert abs(values[0] - card[quantity][0]) < .01, quantity  # the same scenes and random numbers; elsewhere torch may round otherwise, and a scene may tip over
+    found, card = (json.loads((tmp_path / "scores.json").read_text()),
+                   load_model(name)[1]["scores"]["best_of_1"])
+    # the same scenes and random numbers; elsewhere torch may round otherwise, and a scene may tip over
+    for quantity, values in found.items():
+        assert abs(values[0] - card[quantity][0]) < .01, quantity
 
 
 def test_links_between_notebooks_lead_somewhere():
@@ -84,13 +92,19 @@ def test_desk_refuses_scenes_of_another_size(tmp_path, capsys):
 def test_pictures_from_the_command_line(tmp_path, capsys):
     (tmp_path / "p").mkdir()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p/a.png")
-    assert main(["data", "folder", str(tmp_path / "p"), "--out", str(tmp_path / "p.h5"), "--size", "35", "35"]) == 0
-    assert SceneFile(tmp_path / "p.h5").shape == (3, 35, 35) and main(["eval", "desk", str(tmp_path / "p.h5"), "--seeds", "1", "--descent", "2", "--kl-weight", "2", "--by", "explanation"]) == 0
+    assert main(["data", "folder", str(tmp_path / "p"), "--out", str(tmp_path / "p.h5"), "--size", "35",
+                 "35"]) == 0
+    assert SceneFile(tmp_path / "p.h5").shape == (3, 35, 35) and main(["eval", "desk", str(tmp_path / "p.h5"),
+        "--seeds", "1", "--descent", "2", "--kl-weight", "2", "--by", "explanation"]) == 0
     assert "best of 1, descent 2, KL × 2, by explanation\nMSE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line, said", [("eval nothing s.h5", "no such weights"), ("eval iterative_desk --restarts 3", "restarts: models of the kind iterative have no such option"), ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
-                                        ("data folder . --out o.h5", "no pictures here"), ("train --data no.h5 --run r desk", "no.h5: no such scene file")])
+@pytest.mark.parametrize("line, said",
+    [("eval nothing s.h5", "no such weights"),
+     ("eval iterative_desk --restarts 3", "restarts: models of the kind iterative have no such option"),
+     ("data published no.tfrecords --out o.h5 --name tetrominoes", "no.tfrecords: no such file"),
+     ("data folder . --out o.h5", "no pictures here"),
+     ("train --data no.h5 --run r desk", "no.h5: no such scene file")])
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, line, said):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2

@@ -9,7 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from iodine_nb.scenes.format import PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes, import_folder, import_published, save_scenes
+from iodine_nb.scenes.format import (PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes,
+                                     import_folder, import_published, save_scenes)
 from iodine_nb.scenes.sprites import tetrominoes
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,7 +45,8 @@ def example(layout, rng, objects=2, one_blob=False):
         for x in range(w): masks[mask[y, x], y, x] = 255
     stored = np.stack(list(masks), -1) if layout.entity_last else masks
     visible = [1.] * (objects + 1) + [0.] * (e - objects - 1)
-    features = {"image": write(image.ravel()), "mask": write(stored.ravel()), "visibility": float_list(visible)}
+    features = {"image": write(image.ravel()), "mask": write(stored.ravel()),
+                "visibility": float_list(visible)}
     factors = {}
     for name, size in layout.factors.items():
         factors[name] = rng.integers(0, 4, (e, size) if size > 1 else e)
@@ -52,7 +54,8 @@ def example(layout, rng, objects=2, one_blob=False):
     return features, image, mask, visible, factors
 
 
-@pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites_binarized", "multi_dsprites_colored_on_colored", "multi_dsprites_colored_on_grayscale"])
+@pytest.mark.parametrize("name", ["tetrominoes", "multi_dsprites_binarized",
+                                  "multi_dsprites_colored_on_colored", "multi_dsprites_colored_on_grayscale"])
 @pytest.mark.parametrize("one_blob", [False, True])
 def test_tfrecords_field_by_field(tmp_path, name, one_blob):
     rng, layout = np.random.default_rng(0), PUBLISHED[name]
@@ -61,7 +64,8 @@ def test_tfrecords_field_by_field(tmp_path, name, one_blob):
     assert import_published(tmp_path / "x.tfrecords", tmp_path / "x.h5", name, progress=False) == 3
     read = SceneFile(tmp_path / "x.h5")[:]
     for i, (_, image, mask, visible, factors) in enumerate(made):
-        assert (read.image[i] == image).all() and (read.mask[i] == mask).all() and (read.visibility[i] == np.array(visible, bool)).all()
+        assert ((read.image[i] == image).all() and (read.mask[i] == mask).all()
+                and (read.visibility[i] == np.array(visible, bool)).all())
         for k, v in factors.items(): assert (read.factors[k][i] == v).all()
 
 
@@ -69,31 +73,39 @@ def test_clevr6_crop_and_filter(tmp_path):
     rng, layout = np.random.default_rng(0), PUBLISHED["clevr_with_masks"]
     made = [example(layout, rng, objects) for objects in (5, 6, 7)]
     (tmp_path / "c.tfrecords").write_bytes(gzip.compress(b"".join(record(m[0]) for m in made)))
-    assert import_published(tmp_path / "c.tfrecords", tmp_path / "c.h5", "clevr_with_masks", objects=6, size=(192, 192), progress=False) == 2
+    assert import_published(tmp_path / "c.tfrecords", tmp_path / "c.h5", "clevr_with_masks", objects=6,
+                            size=(192, 192), progress=False) == 2
     read = SceneFile(tmp_path / "c.h5")[:]
     for i in (0, 1):
-        assert (read.image[i] == made[i][1][29:221, 64:256]).all() and (read.mask[i] == made[i][2][29:221, 64:256]).all()
+        assert ((read.image[i] == made[i][1][29:221, 64:256]).all()
+                and (read.mask[i] == made[i][2][29:221, 64:256]).all())
         assert (read.factors["material"][i] == made[i][4]["material"]).all()
-    assert import_published(tmp_path / "c.tfrecords", tmp_path / "d.h5", "clevr_with_masks", progress=False) == 3
+    assert (import_published(tmp_path / "c.tfrecords", tmp_path / "d.h5", "clevr_with_masks", progress=False)
+            == 3)
     assert SceneFile(tmp_path / "d.h5").shape == (3, 128, 128)
 
 
 def test_objects_room_has_four_backgrounds(tmp_path):
     layout = PUBLISHED["objects_room_train"]
-    image, which = np.zeros((64, 64, 3), np.uint8), np.arange(64 * 64).reshape(64, 64) % 5  # four backgrounds, one object
+    # four backgrounds, one object
+    image, which = np.zeros((64, 64, 3), np.uint8), np.arange(64 * 64).reshape(64, 64) % 5
     masks = np.stack([(which == e) * 255 for e in range(7)])
-    (tmp_path / "o.tfrecords").write_bytes(gzip.compress(record({"image": bytes_list(image.ravel()), "mask": bytes_list(masks.ravel())})))
+    (tmp_path / "o.tfrecords").write_bytes(
+        gzip.compress(record({"image": bytes_list(image.ravel()), "mask": bytes_list(masks.ravel())})))
     import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_train", progress=False)
     read = SceneFile(tmp_path / "o.h5")[:]
-    assert ((read.mask[0] == 1) == (which == 4)).all() and (read.mask[0][which < 4] == 0).all() and layout.backgrounds == 4
+    assert (((read.mask[0] == 1) == (which == 4)).all() and (read.mask[0][which < 4] == 0).all()
+            and layout.backgrounds == 4)
     assert read.visibility.tolist() == [[True, True, False, False]]
 
 
 def test_a_hidden_wall_is_still_background(tmp_path):
     which = np.arange(64 * 64).reshape(64, 64) % 3  # only the first three of the four backgrounds are seen
     masks = np.stack([(which == e) * 255 for e in range(4)])
-    (tmp_path / "o.tfrecords").write_bytes(gzip.compress(record({"image": bytes_list(np.zeros(64 * 64 * 3)), "mask": bytes_list(masks.ravel())})))
-    import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_empty_room", objects=0, progress=False)
+    (tmp_path / "o.tfrecords").write_bytes(gzip.compress(
+        record({"image": bytes_list(np.zeros(64 * 64 * 3)), "mask": bytes_list(masks.ravel())})))
+    import_published(tmp_path / "o.tfrecords", tmp_path / "o.h5", "objects_room_empty_room", objects=0,
+                     progress=False)
     read = SceneFile(tmp_path / "o.h5")[:]
     assert (read.mask == 0).all() and read.visibility.tolist() == [[True]]
 
@@ -101,8 +113,10 @@ def test_a_hidden_wall_is_still_background(tmp_path):
 def test_parts_that_differ_are_not_saved(tmp_path):
     one, other = tetrominoes(2, np.random.default_rng(0)), tetrominoes(2, np.random.default_rng(1))
     del other.factors["color"]
-    with pytest.raises(ValueError, match="s.h5: factors/color: not in all scenes"): save_scenes(tmp_path / "s.h5", [one, other], "s", {})
-    with pytest.raises(ValueError, match="s.h5: image: the scenes from 2 on are"): save_scenes(tmp_path / "s.h5", [one, tetrominoes(2, np.random.default_rng(1), cell=2)], "s", {})
+    with pytest.raises(ValueError, match="s.h5: factors/color: not in all scenes"):
+        save_scenes(tmp_path / "s.h5", [one, other], "s", {})
+    with pytest.raises(ValueError, match="s.h5: image: the scenes from 2 on are"):
+        save_scenes(tmp_path / "s.h5", [one, tetrominoes(2, np.random.default_rng(1), cell=2)], "s", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -110,7 +124,8 @@ def test_skip_and_count(tmp_path):
     rng = np.random.default_rng(0)
     made = [example(PUBLISHED["tetrominoes"], rng) for _ in range(7)]
     (tmp_path / "t.tfrecords").write_bytes(b"".join(record(m[0]) for m in made))  # not gzipped: read as well
-    assert import_published(tmp_path / "t.tfrecords", tmp_path / "t.h5", "tetrominoes", skip=2, count=3, progress=False) == 3
+    assert import_published(tmp_path / "t.tfrecords", tmp_path / "t.h5", "tetrominoes", skip=2, count=3,
+                            progress=False) == 3
     assert (SceneFile(tmp_path / "t.h5")[:].image == np.stack([m[1] for m in made[2:5]])).all()
 
 
@@ -118,7 +133,8 @@ def test_skip_and_count(tmp_path):
 @given(st.binary(max_size=400), st.booleans())
 def test_random_bytes_are_refused(tmp_path, data, zipped):
     (tmp_path / "noise").write_bytes(gzip.compress(data) if zipped else data)
-    for read in (lambda: import_published(tmp_path / "noise", tmp_path / "out.h5", "tetrominoes", progress=False), lambda: SceneFile(tmp_path / "noise")):
+    for read in (lambda: import_published(tmp_path / "noise", tmp_path / "out.h5", "tetrominoes",
+                                          progress=False), lambda: SceneFile(tmp_path / "noise")):
         with pytest.raises(ValueError, match="(noise|out.h5): "): read()
     assert not (tmp_path / "out.h5").exists()
 
@@ -129,15 +145,18 @@ def test_a_cut_download_is_refused(tmp_path, cut):
     rng = np.random.default_rng(0)
     whole = gzip.compress(record(example(PUBLISHED["tetrominoes"], rng)[0]))
     (tmp_path / "t").write_bytes(whole[:cut % len(whole)])
-    with pytest.raises(ValueError): import_published(tmp_path / "t", tmp_path / "t.h5", "tetrominoes", progress=False)
+    with pytest.raises(ValueError):
+        import_published(tmp_path / "t", tmp_path / "t.h5", "tetrominoes", progress=False)
     assert os.listdir(tmp_path) == ["t"]
 
 
 @quick
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 4), st.integers(0, 999), st.booleans())
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 4),
+       st.integers(0, 999), st.booleans())
 def test_scene_files_give_back_what_was_written(tmp_path, n, h, w, c, e, seed, masks):
     rng = np.random.default_rng(seed)
-    scenes = Scenes(rng.integers(0, 256, (n, h, w, c), np.uint8), rng.integers(0, e, (n, h, w), np.uint8), rng.random((n, e)) > .5, {"f": rng.random((n, e)), "g": rng.random((n, e, 2))})
+    scenes = Scenes(rng.integers(0, 256, (n, h, w, c), np.uint8), rng.integers(0, e, (n, h, w), np.uint8),
+                    rng.random((n, e)) > .5, {"f": rng.random((n, e)), "g": rng.random((n, e, 2))})
     if not masks: scenes.mask = None
     save_scenes(tmp_path / "s.h5", [scenes[:1], scenes[1:]], "s", {})
     with SceneFile(tmp_path / "s.h5").file as _: pass
@@ -153,10 +172,13 @@ def test_scene_files_that_are_wrong_name_the_field(tmp_path):
             for k, v in fields.items(): f[k] = v
         return tmp_path / "w.h5"
     image, visible = np.zeros((2, 4, 5, 3), np.uint8), np.ones((2, 2), bool)
-    for fields, match in [(dict(image=image), "visibility"), (dict(image=image.astype(float), visibility=visible), "image must be uint8"),
-                          (dict(image=image[..., :2], visibility=visible), "image must be"), (dict(image=image, visibility=visible, mask=np.zeros((2, 5, 4), np.uint8)), "mask must be"),
-                          (dict(image=image, visibility=visible, mask=np.full((2, 4, 5), 9, np.uint8)), "entity 9"),
-                          (dict(image=image, visibility=visible.astype(int)), "visibility must be bool"), (dict(image=image, visibility=visible[0]), "visibility must be bool")]:
+    for fields, match in [(dict(image=image), "visibility"),
+                          (dict(image=image.astype(float), visibility=visible), "image must be uint8"),
+                          (dict(image=image[..., :2], visibility=visible), "image must be"),
+        (dict(image=image, visibility=visible, mask=np.zeros((2, 5, 4), np.uint8)), "mask must be"),
+        (dict(image=image, visibility=visible, mask=np.full((2, 4, 5), 9, np.uint8)), "entity 9"),
+                          (dict(image=image, visibility=visible.astype(int)), "visibility must be bool"),
+                          (dict(image=image, visibility=visible[0]), "visibility must be bool")]:
         with pytest.raises(ValueError, match=match) as e: SceneFile(written(**fields))[:]
         assert "w.h5" in str(e.value)
 
@@ -184,30 +206,39 @@ def test_every_scene_once_an_epoch(tmp_path):
 def numbered(n, masks=True, rng=np.random.default_rng(0)):
     "Scenes whose image, mask and factors all say which scene it is."
     i = np.arange(n, dtype=np.uint8)
-    image, mask = np.broadcast_to(i[:, None, None, None], (n, 3, 4, 1)).copy(), np.broadcast_to(i[:, None, None] % 2, (n, 3, 4)).copy()
-    factors = {"number": np.stack([i, 2 * i], 1), "place": np.stack([i, -1. * i], 1)[..., None] * np.ones(3), "even": np.stack([i % 2 == 0] * 2, 1)}
+    image, mask = (np.broadcast_to(i[:, None, None, None], (n, 3, 4, 1)).copy(),
+                   np.broadcast_to(i[:, None, None] % 2, (n, 3, 4)).copy())
+    factors = {"number": np.stack([i, 2 * i], 1), "place": np.stack([i, -1. * i], 1)[..., None] * np.ones(3),
+               "even": np.stack([i % 2 == 0] * 2, 1)}
     return Scenes(image, mask if masks else None, np.ones((n, 2), bool), factors)
 
 
 def all_say_the_same(batch, masks=True):
     i = (batch.image[:, 0, 0, 0] * 255).round()
     f = batch.factors
-    assert f["number"].dtype == torch.int64 and f["place"].dtype == torch.float32 and f["even"].dtype == torch.bool and f["place"].shape == (len(batch), 2, 3)
-    assert torch.equal(f["number"], torch.stack([i, 2 * i], 1).long()) and torch.equal(f["place"][..., 2], torch.stack([i, -i], 1)) and torch.equal(f["even"][:, 0], i % 2 == 0)
+    assert (f["number"].dtype == torch.int64 and f["place"].dtype == torch.float32
+            and f["even"].dtype == torch.bool and f["place"].shape == (len(batch), 2, 3))
+    assert (torch.equal(f["number"], torch.stack([i, 2 * i], 1).long())
+            and torch.equal(f["place"][..., 2], torch.stack([i, -i], 1))
+            and torch.equal(f["even"][:, 0], i % 2 == 0))
     assert torch.equal(batch.mask[:, 0, 0], (i % 2).byte()) if masks else batch.mask is None
     return i.int().tolist()
 
 
 @quick
-@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.booleans(), st.sampled_from([1, 200, 500, 8 << 30]))
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.booleans(),
+       st.sampled_from([1, 200, 500, 8 << 30]))
 def test_masks_and_factors_come_with_their_images(tmp_path, n, size, seed, masks, memory):
     size = min(n, size)
-    save_scenes(tmp_path / "n.h5", [numbered(n, masks)[:n // 2], numbered(n, masks)[n // 2:]] if n > 1 else numbered(n, masks), "n", {})
+    save_scenes(tmp_path / "n.h5", [numbered(n, masks)[:n // 2], numbered(n, masks)[n // 2:]] if n > 1
+                else numbered(n, masks), "n", {})
     loader = Loader(SceneFile(tmp_path / "n.h5"), size, seed, memory=memory)
     assert [i for b in loader.in_order() for i in all_say_the_same(b, masks)] == list(range(n))
     for step in (0, 1, 7):
         assert all_say_the_same(loader.batch(step), masks) == loader.rows(step).tolist()
-        for part in range(2): assert size < 2 or all_say_the_same(loader.batch(step, part, 2), masks) == loader.rows(step)[part::2].tolist()
+        for part in range(2):
+            assert (size < 2 or all_say_the_same(loader.batch(step, part, 2), masks)
+                    == loader.rows(step)[part::2].tolist())
 
 
 def test_masks_and_factors_count_in_the_memory(tmp_path):
@@ -221,18 +252,22 @@ def test_masks_and_factors_count_in_the_memory(tmp_path):
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("make", [lambda s: s, Batch.of])
 def test_a_stream_has_what_its_scenes_have(masks, make):
-    stream = Generated(lambda n, rng: make(numbered(40, masks)[rng.permutation(40)[:n]]), "numbered").loader(9, 3, "cpu")
+    stream = Generated(lambda n, rng: make(numbered(40, masks)[rng.permutation(40)[:n]]), "numbered").loader(
+        9, 3, "cpu")
     whole = all_say_the_same(stream.batch(5), masks)
-    assert len(set(whole)) == 9 and all_say_the_same(stream.batch(5, 1, 3), masks) == whole[1::3] and all_say_the_same(stream.batch(6), masks) != whole
+    assert (len(set(whole)) == 9 and all_say_the_same(stream.batch(5, 1, 3), masks) == whole[1::3]
+            and all_say_the_same(stream.batch(6), masks) != whole)
     assert all_say_the_same(stream.batch(5).to("cpu")[torch.tensor([8, 0])], masks) == [whole[8], whole[0]]
     there = stream.batch(5).to("meta")
-    assert {v.device.type for v in (there.image, *there.factors.values(), *([there.mask] if masks else []))} == {"meta"} and (there.mask is not None) == masks
+    assert ({v.device.type for v in (there.image, *there.factors.values(), *([there.mask] if masks else []))}
+            == {"meta"} and (there.mask is not None) == masks)
 
 
 def test_parts_with_and_without_masks_are_not_mixed(tmp_path):
     scenes = numbered(4)
     for parts in ([scenes, replace(scenes, mask=None)], [replace(scenes, mask=None), scenes]):
-        with pytest.raises(ValueError, match="s.h5: mask: not in all scenes; the scenes from 4 on"): save_scenes(tmp_path / "s.h5", parts, "s", {})
+        with pytest.raises(ValueError, match="s.h5: mask: not in all scenes; the scenes from 4 on"):
+            save_scenes(tmp_path / "s.h5", parts, "s", {})
         with pytest.raises(ValueError, match="both: mask: not in all"): Scenes.joined(parts, "both")
     assert not list(tmp_path.iterdir())
     assert all_say_the_same(Batch.of(Scenes.joined([scenes[:1], scenes[1:]]))) == [0, 1, 2, 3]
@@ -243,25 +278,32 @@ def test_pictures_without_masks_stay_without(tmp_path):
     Image.fromarray(np.full((6, 9, 3), 7, np.uint8)).save(tmp_path / "p/0.png")
     import_folder(tmp_path / "p", tmp_path / "f.h5", size=(3, 4), progress=False)
     file = SceneFile(tmp_path / "f.h5")
-    assert not file.has_masks and file[:].mask is None and Loader(file, 1).batch(0).mask is None and file[:].visibility.tolist() == [[True]]
+    assert (not file.has_masks and file[:].mask is None and Loader(file, 1).batch(0).mask is None
+            and file[:].visibility.tolist() == [[True]])
     with h5py.File(tmp_path / "f.h5") as f: assert set(f) == {"image", "visibility"}
 
 
 def test_wrong_scenes_name_all_fields():
-    s = replace(numbered(4), factors={"a": np.zeros((4, 3)), "b": np.full((4, 2), "x")}, visibility=np.ones((4, 1), bool))
-    with pytest.raises(ValueError, match="toy: mask: holds entity 1.*; factors/a: must begin with .4, 1., is .4, 3.; factors/b: .*; factors/b: must be numbers"): check_scenes(s, "toy")
+    s = replace(numbered(4), factors={"a": np.zeros((4, 3)), "b": np.full((4, 2), "x")},
+                visibility=np.ones((4, 1), bool))
+    with pytest.raises(ValueError, match="toy: mask: holds entity 1.*; factors/a: must begin with .4, 1., is "
+                       ".4, 3.; factors/b: .*; factors/b: must be numbers"):
+        check_scenes(s, "toy")
 
 
 def test_folder_masks(tmp_path):
     (tmp_path / "p").mkdir(); (tmp_path / "m").mkdir()
     for i, values in enumerate([(0, 50, 200), (0, 7, 7)]):
         Image.fromarray(np.full((6, 9, 3), i, np.uint8)).save(tmp_path / f"p/{i}.png")
-        Image.fromarray(np.repeat(np.array([values], np.uint8), 6, 0).repeat(3, 1)).save(tmp_path / f"m/{i}.png")
+        Image.fromarray(np.repeat(np.array([values], np.uint8), 6, 0).repeat(3, 1)).save(
+            tmp_path / f"m/{i}.png")
     import_folder(tmp_path / "p", tmp_path / "f.h5", tmp_path / "m", progress=False)
     read = SceneFile(tmp_path / "f.h5")[:]
     assert read.mask[:, 0].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 1, 1]]
     assert read.visibility.tolist() == [[True, True, True], [True, True, False]]
     Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(tmp_path / "m/1.png")
-    with pytest.raises(ValueError, match="1.png.*one channel"): import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
+    with pytest.raises(ValueError, match="1.png.*one channel"):
+        import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
     Image.fromarray(np.zeros((5, 9), np.uint8)).save(tmp_path / "m/1.png")
-    with pytest.raises(ValueError, match="1.png.*mask is"): import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
+    with pytest.raises(ValueError, match="1.png.*mask is"):
+        import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)

@@ -12,14 +12,21 @@ from iodine_nb.models.slot_frame import SlotFrameConfig, SlotFrameIODINE
 from iodine_nb.models.refinement import RefinementConfig
 
 options = st.fixed_dictionaries(dict(
-    image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4), iterations=st.integers(1, 3),
-    likelihood=st.sampled_from(["gaussian", "logistic"]), mixture=st.sampled_from(["joint", "per_channel"]), means=st.sampled_from(["unbounded", "sigmoid"]),
-    variance=st.sampled_from(["softplus", "exp"]), start=st.sampled_from(["shared", "per_slot", "drawn"]), weights=st.sampled_from(["linear", "port", "last"]),
-    flat_inputs=st.sampled_from(["joined", "broadcast"]), coordinates=st.sampled_from(["linear", "cosine"]), normalisation=st.sampled_from(["affine", "plain", "none"]), mask_gradient=st.sampled_from(["logits", "masks"]),
+    image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4),
+    iterations=st.integers(1, 3), likelihood=st.sampled_from(["gaussian", "logistic"]),
+    mixture=st.sampled_from(["joint", "per_channel"]), means=st.sampled_from(["unbounded", "sigmoid"]),
+    variance=st.sampled_from(["softplus", "exp"]), start=st.sampled_from(["shared", "per_slot", "drawn"]),
+    weights=st.sampled_from(["linear", "port", "last"]),
+    flat_inputs=st.sampled_from(["joined", "broadcast"]), coordinates=st.sampled_from(["linear", "cosine"]),
+    normalisation=st.sampled_from(["affine", "plain", "none"]),
+    mask_gradient=st.sampled_from(["logits", "masks"]),
     inputs=st.sets(st.sampled_from(list(INPUTS)), min_size=1).map(lambda s: tuple(s | {"image"})),
-    decoder=st.builds(DecoderConfig, channels=st.just((5, 4)), kernel=st.sampled_from([1, 3, 5]), upsampling=st.integers(0, 2), activation=st.sampled_from(["elu", "tanh"])),
-    refinement=st.builds(RefinementConfig, channels=st.just((4, 5)), kernel=st.sampled_from([3, 5]), pooling=st.sampled_from(["average", "flatten"]), mlp=st.sampled_from([(), (6,)]),
-                         lstm=st.sampled_from([0, 5]), update=st.sampled_from(["additive", "gated"]), update_from=st.sampled_from(["hidden", "cell"]))))
+    decoder=st.builds(DecoderConfig, channels=st.just((5, 4)), kernel=st.sampled_from([1, 3, 5]),
+                      upsampling=st.integers(0, 2), activation=st.sampled_from(["elu", "tanh"])),
+    refinement=st.builds(RefinementConfig, channels=st.just((4, 5)), kernel=st.sampled_from([3, 5]),
+                         pooling=st.sampled_from(["average", "flatten"]), mlp=st.sampled_from([(), (6,)]),
+                         lstm=st.sampled_from([0, 5]), update=st.sampled_from(["additive", "gated"]),
+                         update_from=st.sampled_from(["hidden", "cell"]))))
 
 
 def build(config, gain=.2):
@@ -39,15 +46,18 @@ def draws(model, config, n=2):
 @settings(max_examples=40, deadline=None)
 @given(options, st.booleans(), st.booleans())
 def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detached, own_frame):
-    config = SlotFrameConfig(sigma=.3, **fields | dict(latent=fields["latent"] + 2)) if own_frame else IODINEConfig(sigma=.3, **fields)
+    config = (SlotFrameConfig(sigma=.3, **fields | dict(latent=fields["latent"] + 2)) if own_frame
+              else IODINEConfig(sigma=.3, **fields))
     model = build(config)
     image, noise = draws(model, config)
     kw = dict(weights=loss_weights(config.iterations, config.weights), kl_weight=.7, sigma_factor=1.1)
     start = lambda: model.start(2, config.slots, seeded(3))
     value, evaluations, ours = accumulated(model, image, start(), noise, cut_posterior=detached, **kw)
-    plain, reference_evaluations = unrolled(model, image, start(), noise, cut_decoder=True, cut_posterior=detached, **kw)
+    plain, reference_evaluations = unrolled(model, image, start(), noise, cut_decoder=True,
+                                            cut_posterior=detached, **kw)
     reference = torch.autograd.grad(plain, list(model.parameters()), allow_unused=True)
-    assert torch.allclose(value, plain, rtol=1e-12) and torch.allclose(evaluations[-1].posterior, reference_evaluations[-1].posterior, rtol=1e-12)
+    assert (torch.allclose(value, plain, rtol=1e-12)
+            and torch.allclose(evaluations[-1].posterior, reference_evaluations[-1].posterior, rtol=1e-12))
     scale = max(r.abs().max() for r in reference if r is not None)
     for (name, p), a, b in zip(model.named_parameters(), ours, reference):
         b = torch.zeros_like(p) if b is None else b
@@ -55,20 +65,25 @@ def test_accumulated_gradients_equal_autograd_with_the_same_cuts(fields, detache
 
 
 def test_in_its_own_frame_a_slots_place_is_not_drawn_and_costs_nothing():
-    config = SlotFrameConfig((1, 8, 8), 3, 5, iterations=2, start="drawn", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = SlotFrameConfig((1, 8, 8), 3, 5, iterations=2, start="drawn", decoder=DecoderConfig((4,), 3),
+                             refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config)
     λ = model.start(2, 3, seeded(3)).detach()
     moved = λ.clone(); moved[..., :2] += .7
-    e, other, further = (model.evaluate(image, l, n) for l, n in ((λ, noise[0]), (λ, noise[1]), (moved, noise[0])))
-    assert torch.equal(e.z[..., :2], λ[..., :2]) and torch.equal(e.z[..., :2], other.z[..., :2]) and not torch.allclose(e.z[..., 2:], other.z[..., 2:])
+    e, other, further = (model.evaluate(image, l, n)
+                         for l, n in ((λ, noise[0]), (λ, noise[1]), (moved, noise[0])))
+    assert (torch.equal(e.z[..., :2], λ[..., :2]) and torch.equal(e.z[..., :2], other.z[..., :2])
+            and not torch.allclose(e.z[..., 2:], other.z[..., 2:]))
     assert torch.equal(e.kl, further.kl) and not torch.allclose(e.mask_logits, further.mask_logits)
-    with pytest.raises(ValueError, match="a slot's frame needs a latent of at least 3"): config.change(latent=2)
+    with pytest.raises(ValueError, match="a slot's frame needs a latent of at least 3"):
+        config.change(latent=2)
 
 
 @pytest.mark.parametrize("mode", ["exact", "truncated", "detached"])
 def test_backward_hands_out_the_gradients(mode):
-    config = IODINEConfig((3, 6, 6), 2, 3, iterations=2, gradients=mode, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=2, gradients=mode, decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     batch = Batch(torch.rand(2, 3, 6, 6, generator=seeded(0), dtype=torch.float64))
     terms = model.loss(batch, generator=seeded(1))
@@ -77,13 +92,15 @@ def test_backward_hands_out_the_gradients(mode):
     tripled = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
     model.zero_grad()
     model.loss(batch, generator=seeded(1))["loss"].backward()
-    for a, p in zip(tripled, model.parameters()): assert (a is None and p.grad is None) or torch.allclose(a, 3 * p.grad, rtol=1e-12)
+    for a, p in zip(tripled, model.parameters()):
+        assert (a is None and p.grad is None) or torch.allclose(a, 3 * p.grad, rtol=1e-12)
 
 
 def test_exact_gradients_against_finite_differences():
     "With the five inputs left out there is nothing to cut, so `exact` is the true gradient of the loss."
     free = tuple(n for n, i in INPUTS.items() if not i.cut)
-    config = IODINEConfig((1, 5, 4), 2, 2, iterations=2, sigma=.5, gradients="exact", inputs=free, decoder=DecoderConfig((3,), 3), refinement=RefinementConfig((3,), lstm=3, mlp=()))
+    config = IODINEConfig((1, 5, 4), 2, 2, iterations=2, sigma=.5, gradients="exact", inputs=free,
+                          decoder=DecoderConfig((3,), 3), refinement=RefinementConfig((3,), lstm=3, mlp=()))
     model = build(config)
     batch = Batch(torch.rand(1, 1, 5, 4, generator=seeded(0), dtype=torch.float64))
     loss = lambda: model.loss(batch, generator=seeded(1))["loss"]
@@ -98,7 +115,8 @@ def test_exact_gradients_against_finite_differences():
 
 
 def test_images_of_a_batch_do_not_touch_each_other():
-    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config, 4)
     kw = dict(weights=loss_weights(2))
@@ -108,30 +126,37 @@ def test_images_of_a_batch_do_not_touch_each_other():
 
 
 def test_slots_are_exchangeable():
-    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    config = IODINEConfig((3, 6, 6), 3, 3, iterations=2, decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
     model = build(config)
     image, noise = draws(model, config)
     order = [2, 0, 1]
     run = lambda n: accumulated(model, image, model.start(2, 3, None), n, weights=loss_weights(2))
     (a, ea, _), (b, eb, _) = run(noise), run([n[:, order] for n in noise])
-    assert torch.allclose(a, b, rtol=1e-10) and torch.allclose(ea[-1].posterior[:, order], eb[-1].posterior, rtol=1e-8)
+    assert torch.allclose(a, b, rtol=1e-10) and torch.allclose(ea[-1].posterior[:, order], eb[-1].posterior,
+                                                               rtol=1e-8)
 
 
 def test_bfloat16_is_close_and_finite():
-    config = IODINEConfig((3, 8, 8), 3, 4, iterations=2, sigma=.3, decoder=DecoderConfig((8, 8), 3, 1), refinement=RefinementConfig((8,), lstm=8, mlp=(8,)))
+    config = IODINEConfig((3, 8, 8), 3, 4, iterations=2, sigma=.3, decoder=DecoderConfig((8, 8), 3, 1),
+                          refinement=RefinementConfig((8,), lstm=8, mlp=(8,)))
     torch.manual_seed(0)
     model = IODINE(config).to(memory_format=torch.channels_last)
     batch = Batch(torch.rand(2, 3, 8, 8, generator=seeded(0)))
     full = model.loss(batch, generator=seeded(1))
     with torch.autocast("cpu", torch.bfloat16): half = model.loss(batch, generator=seeded(1))
     half["loss"].backward()
-    assert abs(full["loss"] - half["loss"]) < .02 * abs(full["loss"]) and all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert (abs(full["loss"] - half["loss"]) < .02 * abs(full["loss"])
+            and all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters()))
 
 
 def test_per_slot_starts_cannot_grow():
-    model = IODINE(IODINEConfig((3, 6, 6), 2, 3, iterations=1, start="per_slot", decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
-    with pytest.raises(ValueError, match="start for each of 2 slots"): model.infer(torch.rand(1, 3, 6, 6), slots=3)
-    with pytest.raises(ValueError, match="images: 1×6×6 .* but this model takes 3×6×6"): model.infer(torch.rand(1, 1, 6, 6))
+    model = IODINE(IODINEConfig((3, 6, 6), 2, 3, iterations=1, start="per_slot",
+        decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    with pytest.raises(ValueError, match="start for each of 2 slots"):
+        model.infer(torch.rand(1, 3, 6, 6), slots=3)
+    with pytest.raises(ValueError, match="images: 1×6×6 .* but this model takes 3×6×6"):
+        model.infer(torch.rand(1, 1, 6, 6))
 
 
 @settings(max_examples=10, deadline=None)
@@ -142,21 +167,30 @@ def test_descent_of_an_image_does_not_depend_on_the_others(fields):
     infer = lambda rows: model.infer(images[rows], restarts=2, descent=3, generator=Noise((5,), rows, 3))
     together, apart = infer(torch.arange(3)), [infer(torch.tensor([i])) for i in range(3)]
     assert len(together) == config.iterations + 2
-    for i, alone in enumerate(apart): assert torch.allclose(together[-1].posterior[i], alone[-1].posterior[0], rtol=1e-6, atol=1e-9)
+    for i, alone in enumerate(apart):
+        assert torch.allclose(together[-1].posterior[i], alone[-1].posterior[0], rtol=1e-6, atol=1e-9)
 
 
 def test_descent_leads_down_and_refuses_less_than_none():
-    model = build(IODINEConfig((3, 6, 6), 2, 4, iterations=2, kl_weight=.1, decoder=DecoderConfig((6,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=())))
-    *_, last, lower = model.infer(torch.rand(32, 3, 6, 6, generator=seeded(1), dtype=torch.float64), descent=40, generator=seeded(0))
+    model = build(IODINEConfig((3, 6, 6), 2, 4, iterations=2, kl_weight=.1, decoder=DecoderConfig((6,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    *_, last, lower = model.infer(torch.rand(32, 3, 6, 6, generator=seeded(1), dtype=torch.float64),
+                                  descent=40, generator=seeded(0))
     assert lower.loss.mean() < .8 * last.loss.mean()
-    with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"): model.infer(torch.rand(1, 3, 6, 6), descent=-1)
-    with pytest.raises(ValueError, match="kl_weight must be at least 0 and sigma_factor above 0, are -1.0 and 1.0"): model.infer(torch.rand(1, 3, 6, 6), kl_weight=-1.)
-    with pytest.raises(ValueError, match="kl_weight: must be at least 0, is -0.1"): IODINEConfig(kl_weight=-.1)
+    with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"):
+        model.infer(torch.rand(1, 3, 6, 6), descent=-1)
+    with pytest.raises(ValueError,
+                       match="kl_weight must be at least 0 and sigma_factor above 0, are -1.0 and 1.0"):
+        model.infer(torch.rand(1, 3, 6, 6), kl_weight=-1.)
+    with pytest.raises(ValueError, match="kl_weight: must be at least 0, is -0.1"):
+        IODINEConfig(kl_weight=-.1)
 
 
 def test_explanation_asks_the_pixel():
     model = build(IODINEConfig((1, 4, 5), 2, 3, iterations=1))
-    image, means = (torch.rand(3, 1, 4, 5, generator=seeded(0)) > .5).double(), torch.tensor([0., 1.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
+    image, means = ((torch.rand(3, 1, 4, 5, generator=seeded(0)) > .5).double(),
+                    torch.tensor([0., 1.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5))
     logits = torch.tensor([1., 0.]).double()[None, :, None, None, None].expand(3, 2, 1, 4, 5)
-    e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means, mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
+    e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means,
+        mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
     assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())

@@ -9,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iodine_nb.core import write_json
-from iodine_nb.models.iodine import IODINE
 from iodine_nb.experiments.experiment import Experiment, build, load_model, save_weights
 from iodine_nb.training.fit import Record
 from small import ARGUMENTS, TINY, scenes, train, train_alone
@@ -20,8 +19,11 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def job(processes, run, data, steps):
     "iodine-nb train under torchrun."
-    line = f"{BIN}/torchrun --standalone --no-python --nproc-per-node {processes} -- {BIN}/iodine-nb train --data {data.path} --held-out {data.path} --run {run} desk {ARGUMENTS} --training.steps {steps}"
-    return subprocess.Popen(line.split(), env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    line = (f"{BIN}/torchrun --standalone --no-python --nproc-per-node {processes} -- {BIN}/iodine-nb "
+            f"train --data {data.path} --held-out {data.path} --run {run} desk {ARGUMENTS} "
+            f"--training.steps {steps}")
+    return subprocess.Popen(line.split(), env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)
 
 
 def finished(process):
@@ -34,14 +36,17 @@ def test_two_processes_equal_one_and_resume_as_one(tmp_path, data):
     one = train(tmp_path / "one", data, 6, held_out=data)
     log = Record(tmp_path / "two").log()
     assert [line["step"] for line in log] == [2, 4, 6, 6]  # one process wrote
-    for k, v in one.log()[-1].items(): assert log[-1][k] == pytest.approx(v, abs=1e-5), k  # the processes shared the scoring
+    for k, v in one.log()[-1].items():
+        assert log[-1][k] == pytest.approx(v, abs=1e-5), k  # the processes shared the scoring
     for steps in (6, 9):
-        if steps == 9: one, _ = train(tmp_path / "one", data, 9), train(tmp_path / "two", data, 9)  # on with one process
+        if steps == 9:
+            one, _ = train(tmp_path / "one", data, 9), train(tmp_path / "two", data, 9)  # on with one process
         a, b = load_file(one.checkpoint), load_file(tmp_path / "two/checkpoint.safetensors")
         assert a.keys() == b.keys()
         for k in a:
             if not k.startswith("model/"): continue
-            shift = k == "model/decoder.layers.2.bias"  # a shift of all mask logits changes nothing: its gradient is rounding, which Adam blows up
+            # a shift of all mask logits changes nothing: its gradient is rounding, which Adam blows up
+            shift = k == "model/decoder.layers.2.bias"
             assert torch.allclose(a[k], b[k], atol=1e-3 if shift else 1e-6), k
 
 
@@ -58,10 +63,14 @@ training.save_checkpoint = late
 atexit.register(lambda: Path({str(tmp_path)!r}, "group-" + os.environ["RANK"]).write_text(str(torch.distributed.is_initialized())))  # runs after what fit registers
 for steps in (3, 6): train({str(tmp_path / "twice")!r}, SceneFile({str(data.path)!r}), steps)
 """)
-    finished(subprocess.Popen([BIN / "torchrun", "--standalone", "--nproc-per-node", "2", tmp_path / "twice.py"], env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    assert [(tmp_path / f"group-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]  # a thread of it that outlives Python aborts its process, now and then
-    a, b = load_file(train(tmp_path / "once", data, 6).checkpoint), load_file(tmp_path / "twice/checkpoint.safetensors")
-    assert all(torch.allclose(a[k], b[k], atol=1e-3 if k == "model/decoder.layers.2.bias" else 1e-6) for k in a if k.startswith("model/"))  # that bias: as above
+    finished(subprocess.Popen([BIN / "torchrun", "--standalone", "--nproc-per-node", "2",
+        tmp_path / "twice.py"], env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    # a thread of it that outlives Python aborts its process, now and then
+    assert [(tmp_path / f"group-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+    a, b = (load_file(train(tmp_path / "once", data, 6).checkpoint),
+            load_file(tmp_path / "twice/checkpoint.safetensors"))
+    assert all(torch.allclose(a[k], b[k], atol=1e-3 if k == "model/decoder.layers.2.bias" else 1e-6)
+               for k in a if k.startswith("model/"))  # that bias: as above
 
 
 def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, data):
@@ -71,7 +80,8 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, data):
         while not (tmp_path / "run/checkpoint.safetensors").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(.05)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True,
+                                  text=True).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
         out = process.communicate(timeout=60)[0]
     finally:
@@ -87,7 +97,8 @@ def data(tmp_path): return scenes(tmp_path / "d.h5")
 
 
 def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # so that the fork server can import what its children run
+    # so that the fork server can import what its children run
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["small"])
     checkpoint, stamp = tmp_path / "killed/checkpoint.safetensors", None
@@ -112,17 +123,27 @@ def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
 
 
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FIELDS = {"model__slots": st.integers(-1, 5), "model__latent": st.integers(-1, 5), "model__iterations": st.integers(-1, 2), "model__sigma": st.sampled_from([-1., 0., .05, 1., "x"]),
-          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]), "kind": st.sampled_from(["iodine", "slot_frame", "here"]), "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
-          "model__image": st.sampled_from([(3, 14, 14), (2, 14, 14), (3, 14), (3, 0, 14)]), "model__decoder__kernel": st.sampled_from([0, 2, 3, -3]),
-          "model__decoder__channels": st.sampled_from([(4,), (), (0,), (4, 4, 4)]), "model__decoder__upsampling": st.integers(-1, 3),
-          "model__refinement__channels": st.sampled_from([(4,), (), (4, 0)]), "model__refinement__lstm": st.integers(-1, 4), "model__refinement__mlp": st.sampled_from([(), (4,), (-4,)]),
-          "training__batch_size": st.integers(-1, 20), "training__accumulate": st.integers(0, 3), "training__learning_rate": st.sampled_from([-1., 0., 1e-3, 2.]),
-          "training__beta1": st.sampled_from([-.1, 0., .9, 1.]), "training__clip": st.sampled_from([-1., 5.]), "training__warmup": st.integers(-1, 3), "training__decay": st.sampled_from([0., .5, -1.])}
+FIELDS = {"model__slots": st.integers(-1, 5), "model__latent": st.integers(-1, 5),
+          "model__iterations": st.integers(-1, 2), "model__sigma": st.sampled_from([-1., 0., .05, 1., "x"]),
+          "model__start": st.sampled_from(["shared", "per_slot", "drawn", "here"]),
+          "kind": st.sampled_from(["iodine", "slot_frame", "here"]),
+          "model__inputs": st.sampled_from([("image",), ("posterior",), ("picture",), ()]),
+          "model__image": st.sampled_from([(3, 14, 14), (2, 14, 14), (3, 14), (3, 0, 14)]),
+          "model__decoder__kernel": st.sampled_from([0, 2, 3, -3]),
+          "model__decoder__channels": st.sampled_from([(4,), (), (0,), (4, 4, 4)]),
+          "model__decoder__upsampling": st.integers(-1, 3),
+          "model__refinement__channels": st.sampled_from([(4,), (), (4, 0)]),
+          "model__refinement__lstm": st.integers(-1, 4),
+          "model__refinement__mlp": st.sampled_from([(), (4,), (-4,)]),
+          "training__batch_size": st.integers(-1, 20), "training__accumulate": st.integers(0, 3),
+          "training__learning_rate": st.sampled_from([-1., 0., 1e-3, 2.]),
+          "training__beta1": st.sampled_from([-.1, 0., .9, 1.]), "training__clip": st.sampled_from([-1., 5.]),
+          "training__warmup": st.integers(-1, 3), "training__decay": st.sampled_from([0., .5, -1.])}
 
 
 @fuzz
-@given(st.dictionaries(st.sampled_from(list(FIELDS)), st.none(), max_size=4).flatmap(lambda d: st.fixed_dictionaries({k: FIELDS[k] for k in d})), st.integers(0, 10**6))
+@given(st.dictionaries(st.sampled_from(list(FIELDS)), st.none(), max_size=4).flatmap(
+    lambda d: st.fixed_dictionaries({k: FIELDS[k] for k in d})), st.integers(0, 10**6))
 def test_any_configuration_runs_or_is_refused_before_training(tmp_path, data, changes, number):
     run = tmp_path / f"run{number}-{len(list(tmp_path.iterdir()))}"
     try: chosen = TINY.change(**changes)
@@ -136,7 +157,9 @@ def test_any_configuration_runs_or_is_refused_before_training(tmp_path, data, ch
 
 
 @fuzz
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5) | st.sampled_from(["model", "training", "image", "name"]), s, max_size=3)))
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5)
+                        | st.sampled_from(["model", "training", "image", "name"]), s, max_size=3)))
 def test_random_configurations_are_refused_with_a_sentence(value):
     try: Experiment.from_dict(value)
     except ValueError as e: assert str(e)

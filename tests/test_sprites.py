@@ -6,14 +6,16 @@ from iodine_nb.scenes.format import check_scenes
 from iodine_nb.scenes.sprites import COLOURS, TETROMINOES, VARIANTS, multi_dsprites, silhouettes, tetrominoes
 
 # The published table, written out again here: what one cell's pixels are, row by row.
-CELL = ["191 255 255 255 223", "127 159 159 159 191", "127 159 159 159 191", "127 159 159 159 191", "95 63 63 63 127"]
+CELL = ["191 255 255 255 223", "127 159 159 159 191", "127 159 159 159 191", "127 159 159 159 191",
+        "95 63 63 63 127"]
 
 
 def draw(scenes, i):
     "Scene i drawn pixel by pixel from its factors alone."
     image = np.zeros((35, 35, 3), np.uint8)
     for e in (1, 2, 3):
-        top, left, colour = scenes.factors["x"][i, e], scenes.factors["y"][i, e], scenes.factors["color"][i, e]
+        top, left, colour = (scenes.factors["x"][i, e], scenes.factors["y"][i, e],
+                             scenes.factors["color"][i, e])
         for r, row in enumerate(TETROMINOES[int(scenes.factors["shape"][i, e])].split("/")):
             for c, cell in enumerate(row):
                 if cell == "0": continue
@@ -52,7 +54,8 @@ def test_the_same_seed_gives_the_same_scenes():
 
 
 def test_too_many_shapes_say_so():
-    with pytest.raises(ValueError, match="do not fit"): tetrominoes(1, np.random.default_rng(0), shapes=30, grid=5)
+    with pytest.raises(ValueError, match="do not fit"):
+        tetrominoes(1, np.random.default_rng(0), shapes=30, grid=5)
 
 
 @settings(max_examples=12, deadline=None)
@@ -65,8 +68,10 @@ def test_multi_dsprites(seed, variant, size):
     for i in range(6):
         assert fewest <= s.visibility[i, 1:].sum() <= most
         assert set(np.unique(s.mask[i])) <= set(np.flatnonzero(s.visibility[i]))
-        for e in np.flatnonzero(s.visibility[i, 1:]) + 1: assert (s.mask[i] == e).sum() >= 30 / 64**2 * size**2
-        colours = np.unique(np.concatenate([s.image[i].reshape(size * size, -1), s.mask[i].reshape(-1, 1)], 1), axis=0)
+        for e in np.flatnonzero(s.visibility[i, 1:]) + 1:
+            assert (s.mask[i] == e).sum() >= 30 / 64**2 * size**2
+        colours = np.unique(np.concatenate([s.image[i].reshape(size * size, -1), s.mask[i].reshape(-1, 1)],
+                                           1), axis=0)
         assert len(colours) == len(np.unique(s.mask[i]))  # one colour an entity
 
 
@@ -74,7 +79,8 @@ def test_later_sprites_cover_earlier_ones():
     s = multi_dsprites(50, np.random.default_rng(0), "binarized")
     f, checked = s.factors, 0
     for i in range(50):
-        drawn = [silhouettes(*(f[k][i, e:e + 1] - (k == "shape") for k in ("shape", "scale", "orientation", "x", "y")))[0] for e in (1, 2)]
+        drawn = [silhouettes(*(f[k][i, e:e + 1] - (k == "shape")
+                               for k in ("shape", "scale", "orientation", "x", "y")))[0] for e in (1, 2)]
         both = drawn[0] & drawn[1]
         if both.any() and s.visibility[i, 1:3].all():
             assert (s.mask[i][both] >= 2).all()

@@ -18,7 +18,8 @@ def data(tmp_path):
     return scenes(tmp_path / "d.h5")
 
 
-@pytest.mark.parametrize("precision, optimiser", [("float32", "adam"), ("bfloat16", "adam"), ("float32", "muon")])
+@pytest.mark.parametrize("precision, optimiser",
+                         [("float32", "adam"), ("bfloat16", "adam"), ("float32", "muon")])
 def test_resume_equals_an_uninterrupted_run(tmp_path, data, precision, optimiser):
     chosen = TINY.change(training__precision=precision, training__optimiser=optimiser)
     whole = train(tmp_path / "a", data, 11, chosen)
@@ -62,11 +63,13 @@ def test_asked_to_stop_it_ends_the_step_and_writes_a_checkpoint(tmp_path, data, 
 
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulation_changes_nothing(tmp_path, data, pieces):
-    a, b = train(tmp_path / "a", data, 4), train(tmp_path / "b", data, 4, TINY.change(training__accumulate=pieces))
+    a, b = train(tmp_path / "a", data, 4), train(tmp_path / "b", data, 4,
+                                                 TINY.change(training__accumulate=pieces))
     a, b = load_file(a.checkpoint), load_file(b.checkpoint)
     for k in a:
         if k.startswith("model/"): assert torch.allclose(a[k], b[k], atol=1e-5), k
-    with pytest.raises(ValueError, match="training.batch_size: 4 images cannot be cut"): train(tmp_path / "c", data, 4, TINY.change(training__accumulate=3))
+    with pytest.raises(ValueError, match="training.batch_size: 4 images cannot be cut"):
+        train(tmp_path / "c", data, 4, TINY.change(training__accumulate=3))
 
 
 def test_a_record_without_its_checkpoint_is_not_overwritten(tmp_path, data):
@@ -81,7 +84,8 @@ def test_a_record_without_its_checkpoint_is_not_overwritten(tmp_path, data):
 
 def test_other_data_is_another_run(tmp_path, data):
     train(tmp_path / "a", data, 3)
-    with pytest.raises(ValueError, match="another run: data_file.sha256"): train(tmp_path / "a", scenes(tmp_path / "e.h5", seed=1), 6)
+    with pytest.raises(ValueError, match="another run: data_file.sha256"):
+        train(tmp_path / "a", scenes(tmp_path / "e.h5", seed=1), 6)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, data):
@@ -89,9 +93,12 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, data):
     before = record.checkpoint.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow past this: every write fails half-way
+    # no file may grow past this: every write fails half-way
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"checkpoint of step 6 could not be written .*previous checkpoint is intact"): train(tmp_path / "a", data, 6)
+        with pytest.raises(OSError,
+            match=r"checkpoint of step 6 could not be written .*previous checkpoint is intact"):
+            train(tmp_path / "a", data, 6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
@@ -106,7 +113,9 @@ def test_generated_scenes_resume_like_a_file(tmp_path):
     parts = train(tmp_path / "parts", TINY.generated(), 7)
     a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(ValueError, match="cell"): train(tmp_path / "parts", TINY.change(model__image=(3, 7, 7)).generated(), 9, TINY.change(model__image=(3, 7, 7)))
+    with pytest.raises(ValueError, match="cell"):
+        train(tmp_path / "parts", TINY.change(model__image=(3, 7, 7)).generated(), 9,
+              TINY.change(model__image=(3, 7, 7)))
 
 
 def test_another_seed_gives_another_run(tmp_path, data):
@@ -117,8 +126,10 @@ def test_another_seed_gives_another_run(tmp_path, data):
 def test_checkpoints_of_another_run_are_refused(tmp_path, data):
     train(tmp_path / "a", data, 3)
     before = (tmp_path / "a/checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"another run: model.latent is 4, here 5"): train(tmp_path / "a", data, 6, TINY.change(model__latent=5))
-    with pytest.raises(ValueError, match=r"another run: training.seed is 0, here 9"): train(tmp_path / "a", data, 6, TINY.change(training__seed=9))
+    with pytest.raises(ValueError, match=r"another run: model.latent is 4, here 5"):
+        train(tmp_path / "a", data, 6, TINY.change(model__latent=5))
+    with pytest.raises(ValueError, match=r"another run: training.seed is 0, here 9"):
+        train(tmp_path / "a", data, 6, TINY.change(training__seed=9))
     assert (tmp_path / "a/checkpoint.safetensors").read_bytes() == before
 
 
@@ -126,7 +137,8 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, data):
 def test_damaged_checkpoints_are_refused(tmp_path, data, cut):
     record = train(tmp_path / "a", data, 3)
     record.checkpoint.write_bytes(record.checkpoint.read_bytes()[:cut])
-    with pytest.raises(ValueError, match="checkpoint.safetensors: not a whole"): train(tmp_path / "a", data, 6)
+    with pytest.raises(ValueError, match="checkpoint.safetensors: not a whole"):
+        train(tmp_path / "a", data, 6)
 
 
 def test_weights_that_do_not_fit_name_the_tensor(tmp_path, data):
@@ -134,16 +146,19 @@ def test_weights_that_do_not_fit_name_the_tensor(tmp_path, data):
     export_weights(tmp_path / "a", tmp_path / "w.safetensors")
     weights = load_file(tmp_path / "w.safetensors")
     save_file({k: v for k, v in weights.items() if k != "initial_posterior"}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="initial_posterior is missing"): load_model(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="initial_posterior is missing"):
+        load_model(tmp_path / "w.safetensors")
     save_file(weights | {"initial_posterior": torch.zeros(1, 2)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"initial_posterior is \[1, 2\], this model has \[1, 8\]"): load_model(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"initial_posterior is \[1, 2\], this model has \[1, 8\]"):
+        load_model(tmp_path / "w.safetensors")
     (tmp_path / "w.json").write_text("{")
     with pytest.raises(ValueError, match="w.json: not valid JSON"): load_model(tmp_path / "w.safetensors")
 
 
 def test_steps_without_a_finite_loss_end_the_run(tmp_path, data, monkeypatch):
     loss = IODINE.loss
-    monkeypatch.setattr(IODINE, "loss", lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
+    monkeypatch.setattr(IODINE, "loss",
+                        lambda self, *a, **k: (t := loss(self, *a, **k)) | {"loss": t["loss"] * float("nan")})
     with pytest.raises(FloatingPointError, match="20 steps in a row"): train(tmp_path / "a", data, 40)
 
 
@@ -151,9 +166,11 @@ def test_steps_without_a_finite_loss_end_the_run(tmp_path, data, monkeypatch):
 def test_muon_is_torchs_on_matrices_and_adam_on_the_rest(shape):
     torch.manual_seed(0)
     ours, vector, last = (torch.nn.Parameter(torch.randn(s)) for s in (shape, (7,), (32, 4, 5, 5)))
-    matrix, other, same = torch.nn.Parameter(ours.detach().clone().flatten(1)), torch.nn.Parameter(vector.detach().clone()), torch.nn.Parameter(last.detach().clone())
+    matrix, other, same = (torch.nn.Parameter(ours.detach().clone().flatten(1)),
+        torch.nn.Parameter(vector.detach().clone()), torch.nn.Parameter(last.detach().clone()))
     mine = training.Muon([ours, vector, last], .03, (.9, .999))
-    torchs, adam = torch.optim.Muon([matrix], .03, weight_decay=0, momentum=.95, adjust_lr_fn="match_rms_adamw"), torch.optim.Adam([other, same], .03, (.9, .999))
+    torchs, adam = torch.optim.Muon([matrix], .03, weight_decay=0, momentum=.95,
+        adjust_lr_fn="match_rms_adamw"), torch.optim.Adam([other, same], .03, (.9, .999))
     for _ in range(10):
         ours.grad, vector.grad, last.grad = (torch.randn(p.shape) for p in (ours, vector, last))
         matrix.grad, other.grad, same.grad = ours.grad.flatten(1), vector.grad.clone(), last.grad.clone()
@@ -175,7 +192,8 @@ class SmallVAE(torch.nn.Module):
     def loss(self, batch, generator, kl_weight=1.):
         mean, log_variance = self.posterior(batch.image)
         z = mean + (log_variance / 2).exp() * generator.draw(mean.shape[1])
-        nll = ((self.decoder(z).view_as(batch.image) - batch.image) ** 2).flatten(1).sum(1).mean() / (2 * .3**2)
+        nll = ((self.decoder(z).view_as(batch.image) - batch.image) ** 2).flatten(1).sum(1).mean() / (
+            2 * .3**2)
         kl = .5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1).mean()
         return {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
 
@@ -194,8 +212,10 @@ def test_a_model_of_twenty_lines_is_trained_stopped_resumed_scored_saved_and_loa
     assert list(whole.curve("kl_weight")[1][:2]) == [4 / 20, 9 / 20]
     loaded = SmallVAE()
     load_weights(loaded, checkpoint_weights(a), whole.checkpoint)
-    mse = lambda model, batch, generator: {"mse": ((model.decoder(model.posterior(batch.image)[0]) - batch.image.flatten(1)) ** 2).mean(1)}
-    assert evaluate(loaded, data, (0,), score=mse)["mse"][0] < evaluate(SmallVAE(), data, (0,), score=mse)["mse"][0]
+    mse = lambda model, batch, generator: {
+        "mse": ((model.decoder(model.posterior(batch.image)[0]) - batch.image.flatten(1)) ** 2).mean(1)}
+    assert (evaluate(loaded, data, (0,), score=mse)["mse"][0]
+            < evaluate(SmallVAE(), data, (0,), score=mse)["mse"][0])
 
 
 def test_a_loss_gets_what_it_names_and_a_wrong_schedule_is_refused_before_anything_is_written(tmp_path, data):
@@ -206,9 +226,11 @@ def test_a_loss_gets_what_it_names_and_a_wrong_schedule_is_refused_before_anythi
     steps, values = fit(Mean(), data, config, tmp_path / "m", progress=False).curve("loss")
     assert list(steps) == [5, 10, 15, 20] and values[-1] < values[0]
     wrong = config.change(schedules__kl_weight=Ramp())
-    with pytest.raises(ValueError, match="training.schedules.kl_weight: the loss of Mean has no parameter 'kl_weight'; it has batch"):
+    with pytest.raises(ValueError,
+        match="training.schedules.kl_weight: the loss of Mean has no parameter 'kl_weight'; it has batch"):
         fit(Mean(), data, wrong, tmp_path / "w", progress=False)
-    with pytest.raises(ValueError, match=r"model: Linear has no method loss\(batch\)"): fit(torch.nn.Linear(1, 1), data, config, tmp_path / "w", progress=False)
+    with pytest.raises(ValueError, match=r"model: Linear has no method loss\(batch\)"):
+        fit(torch.nn.Linear(1, 1), data, config, tmp_path / "w", progress=False)
     assert not (tmp_path / "w").exists()
 
 
@@ -221,7 +243,9 @@ def test_cards_and_records_from_before_there_were_kinds_are_read():
     assert found.training.schedules == {"kl_weight": Ramp(0., .16, 300)}
     assert Experiment.from_dict(old | {"model": {"frame": "picture"}}).kind == "iodine"
     assert Experiment.from_dict({"model": {"hidden": [8, 8]}}).kind == "iterative"
-    with pytest.raises(ValueError, match="kind: must be one of iodine, iterative, .*slot_frame.*, is 'iodin'"): Experiment.from_dict({"kind": "iodin"})
+    with pytest.raises(ValueError,
+                       match="kind: must be one of iodine, iterative, .*slot_frame.*, is 'iodin'"):
+        Experiment.from_dict({"kind": "iodin"})
 
 
 def test_a_finished_run_lets_go_of_its_model(tmp_path, data):
@@ -235,7 +259,8 @@ def test_a_finished_run_lets_go_of_its_model(tmp_path, data):
 def test_the_record_says_what_ran(tmp_path, data):
     config = json.loads((train(tmp_path / "a", data, 3).path / "config.json").read_text())
     assert experiment_of(config) == TINY.change(training__steps=3)
-    assert config["data_file"]["name"] == "tetrominoes" and len(config["data_file"]["sha256"]) == 64 and config["machine"]["torch"] == torch.__version__
+    assert (config["data_file"]["name"] == "tetrominoes" and len(config["data_file"]["sha256"]) == 64
+            and config["machine"]["torch"] == torch.__version__)
 
 
 def test_presets_survive_json():

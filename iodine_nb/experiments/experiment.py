@@ -27,7 +27,7 @@ from ..scenes.clevr import Look, clevr, norb_scenes
 from ..scenes.format import Generated, SceneFile
 from ..scenes.sprites import multi_dsprites, single_dsprites, tetrominoes
 from ..training.fit import (
-    Ramp, Record, TrainingConfig, checkpoint_weights, difference, fit, load_weights, open_tensors)
+    Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, open_tensors)
 from ..training.metrics import evaluate
 
 # %% ../../nbs/24_experiment.ipynb #c005
@@ -129,6 +129,7 @@ def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = N
     """Train an experiment or go on with it: on a file or on generated scenes, from new weights or from
     `initial`."""
     model, about = build(x, x.training.seed), x.to_dict()
+    if hasattr(model, "prepare") and not Record(run).checkpoint.exists(): model.prepare(data or x.generated())
     if initial: about |= {"initial": begin_with(model, initial)}
     return fit(model, data or x.generated(), x.training, run, held_out, x.score, about, progress)
 

@@ -166,10 +166,10 @@ def _open_scenes(path: str | Path) -> h5py.File:
     except OSError as e:
         why = "it may be cut short, write or fetch it again"
         raise ValueError(f"{path}: not a whole HDF5 file; {why} ({e})") from None
-    for field in ("image", "visibility"):
-        if field not in file:
+    for name in ("image", "visibility"):
+        if name not in file:
             needs = "a scene file needs image and visibility (and mask, if known)"
-            raise ValueError(f"{path}: has no dataset {field!r}; {needs}")
+            raise ValueError(f"{path}: has no dataset {name!r}; {needs}")
     if (version := file.attrs.get("format", FORMAT)) != FORMAT:
         raise ValueError(f"{path}: scene file format {version}, this version reads {FORMAT}")
     return file

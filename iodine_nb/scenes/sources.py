@@ -9,7 +9,6 @@ __all__ = ['REMOTES', 'read_norb_matrix', 'write_norb_matrix', 'norb_name', 'nor
 
 # %% ../../nbs/06_sources.ipynb #c002
 import gzip, hashlib, math, struct, time, urllib.error, urllib.request, zipfile, zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path

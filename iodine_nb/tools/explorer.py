@@ -8,7 +8,6 @@ __all__ = ['Exploration', 'picture_of', 'scenes_for', 'png', 'data_url', 'colour
 
 # %% ../../nbs/41_explorer.ipynb #c002
 import base64, io, math, time
-from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np

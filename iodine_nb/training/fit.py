@@ -432,7 +432,7 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
     c, last = self.config, step == self.config.steps
     for k, v in terms.items(): self.sums.setdefault(k, []).append(v)
     if step % c.log_every == 0 or last: self.log(step)
-    if self.held_out and (step % c.evaluate_every == 0 or last): self.scores = self.evaluate(step)
+    if self.held_out and (step % c.evaluate_every == 0 or last): self.scores = self.score_held_out(step)
     shown = {"loss": f"{terms['loss']:.1f}"} | {k: f"{v:.3f}" for k, v in self.scores.items()}
     bar.update(); bar.set_postfix(shown, refresh=False)
     if step % c.checkpoint_every == 0 or last: self.save(step)
@@ -460,7 +460,7 @@ def log(self: _Run, step: int) -> None:
     if self.accelerator.is_main_process: self.record.append(line)
 
 @patch
-def evaluate(self: _Run, step: int) -> dict[str, float]:
+def score_held_out(self: _Run, step: int) -> dict[str, float]:
     "Score held-out scenes, shared by the processes; the first appends a line to the log."
     self.model.eval()
     scores = evaluate(self.model, self.held_out, (0,), scenes=self.config.evaluate_scenes, score=self.score,
