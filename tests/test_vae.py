@@ -102,6 +102,16 @@ def test_pca_is_in_the_model(tmp_path):
         other.hold(fitted_pca(file, 3))
 
 
+def test_a_picture_is_a_scene_of_one_slot():
+    model, x = VAE(TINY).eval(), torch.rand(3, 1, 8, 8)
+    e = model.infer(x, torch.Generator().manual_seed(0))[-1]
+    assert e.latents.shape == e.latent_variance.shape == (3, 1, 3) and e.means.shape == (3, 1, 1, 8, 8)
+    assert (e.masks == 1).all() and (e.segmentation == 0).all() and torch.equal(e.loss, e.nll + e.kl)
+    means, mask_logits = model.decode(e.latents)
+    assert torch.equal(means[:, 0], e.reconstruction) and (mask_logits == 0).all()
+    assert torch.equal(model.sample(2, torch.Generator().manual_seed(1)), model.sample(2, torch.Generator().manual_seed(1)))
+
+
 def test_no_instance_is_in_two_splits():
     assert sorted(itertools.chain(*SPLITS.values())) == list(range(10))
     pairs = all_pairs()
