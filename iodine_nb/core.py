@@ -164,7 +164,7 @@ def file_hash(path: str | Path) -> str:
 
 # %% ../nbs/01_core.ipynb #c0141
 def check_shape(shape: tuple[int, ...], wanted: tuple[int, ...], name: str) -> None:
-    "ValueError if pictures have another shape (channels, height, width) than a model takes; `name` says whose."
+    "ValueError if pictures have another shape (channels, height, width) than a model takes; `name`: whose."
     by = lambda s: "×".join(map(str, s))
     if tuple(shape) != tuple(wanted):
         raise ValueError(
