@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Config', 'Family', 'linear_coordinates', 'cosine_coordinates', 'seeded', 'Noise', 'normal', 'default_device',
-           'whole_file', 'write_json', 'read_json', 'file_hash', 'check_shape', 'book_folder']
+           'whole_file', 'write_json', 'read_json', 'file_hash', 'check_shape', 'markdown_table', 'book_folder']
 
 # %% ../nbs/01_core.ipynb #c002
 import dataclasses, hashlib, json, os, tempfile, typing
@@ -164,12 +164,21 @@ def file_hash(path: str | Path) -> str:
 
 # %% ../nbs/01_core.ipynb #c0141
 def check_shape(shape: tuple[int, ...], wanted: tuple[int, ...], name: str) -> None:
-    "ValueError if pictures have another shape (channels, height, width) than a model takes; `name` says whose."
+    "ValueError if pictures have another shape (channels, height, width) than a model takes; `name`: whose."
     by = lambda s: "×".join(map(str, s))
     if tuple(shape) != tuple(wanted):
         raise ValueError(
             f"{name}: {by(shape)} (channels × height × width), but this model takes {by(wanted)}; "
             "choose or change the preset (model.image)")
+
+# %% ../nbs/01_core.ipynb #c0144
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    "A table in Markdown: the columns' names, and rows with as many cells."
+    lines = [header, ["---"] * len(header), *rows]
+    if wrong := [row for row in lines if len(row) != len(header)]:
+        raise ValueError(f"rows: each must have {len(header)} cells as the header has, "
+                         f"one has {len(wrong[0])}: {wrong[0]}")
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines)
 
 # %% ../nbs/01_core.ipynb #2b0f36d4
 def book_folder() -> Path:

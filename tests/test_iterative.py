@@ -37,7 +37,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_weights_load(tmp_path):
 @given(st.sampled_from(["direct", "additive", "gated"]), st.sets(st.sampled_from(SEEN), min_size=1),
        st.sampled_from(["log_sign", "normalised"]), st.booleans(), st.integers(1, 4))
 def test_gradients_are_those_of_the_plain_loss(update, inputs, form, highway, iterations):
-    "In float64, for any choice: the decoder learns from the last loss, the inference network from the mean of all."
+    "In float64: the decoder learns from the last loss, the inference network from the mean of all."
     torch.manual_seed(1)
     m = IterativeModel(IterativeConfig((1, 5, 5), 2, (6, 6), iterations, 2, tuple(inputs), form, "elu",
                                        update, highway)).double()

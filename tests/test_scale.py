@@ -60,7 +60,9 @@ from small import train
 save = training.save_checkpoint
 def late(*args): time.sleep(1); save(*args)
 training.save_checkpoint = late
-atexit.register(lambda: Path({str(tmp_path)!r}, "group-" + os.environ["RANK"]).write_text(str(torch.distributed.is_initialized())))  # runs after what fit registers
+def said():  # runs after what fit registers
+    Path({str(tmp_path)!r}, "group-" + os.environ["RANK"]).write_text(str(torch.distributed.is_initialized()))
+atexit.register(said)
 for steps in (3, 6): train({str(tmp_path / "twice")!r}, SceneFile({str(data.path)!r}), steps)
 """)
     finished(subprocess.Popen([BIN / "torchrun", "--standalone", "--nproc-per-node", "2",
@@ -102,7 +104,7 @@ def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["small"])
     checkpoint, stamp = tmp_path / "killed/checkpoint.safetensors", None
-    for kill in range(30):
+    for _ in range(30):
         process = context.Process(target=train_alone, args=(tmp_path / "killed", data.path, 1_000_000))
         process.start()
         deadline = time.monotonic() + 60

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import book_folder, read_json
+from ..core import book_folder, markdown_table, read_json
 from .experiment import Experiment, experiment_of, held_out_scenes, train
 from .presets import PORT, preset
 from ..models.inputs import ALL_INPUTS
@@ -95,10 +95,9 @@ def arms_table(ablation: Ablation, quantities: dict[str, str] | None = None, las
                                 "kl": "KL, training"}
     columns = {q: final_scores(ablation, q, last) for q in quantities}
     cell = lambda v: f"{np.mean(v):.4g} ({min(v):.4g} – {max(v):.4g})"
-    rows = [f"| {arm} | {len(records)} | " + " | ".join(cell(columns[q][arm]) for q in quantities) + " |"
+    rows = [[arm, len(records), *(cell(columns[q][arm]) for q in quantities)]
             for arm, records in ablation.records().items()]
-    head = ["| arm | runs | " + " | ".join(quantities.values()) + " |", "|---" * (2 + len(quantities)) + "|"]
-    return "\n".join([*head, *rows])
+    return markdown_table(["arm", "runs", *quantities.values()], rows)
 
 # %% ../../nbs/20_ablation.ipynb #c012
 def _without(*names: str) -> tuple[str, ...]: return tuple(n for n in ALL_INPUTS if n not in names)

@@ -201,6 +201,14 @@ def curve_of(log: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
     chosen = [line for line in lines if line not in trained] if scored else trained or lines
     return np.array([line["step"] for line in chosen]), np.array([line[name] for line in chosen])
 
+# %% ../../nbs/17_training.ipynb #c009b
+@patch
+def at(self: Record, quantity: str, step: int) -> float | None:
+    "The value of a logged quantity at this step; None where the log has none."
+    steps, values = self.curve(quantity)
+    found = values[steps == step]
+    return float(found[0]) if len(found) else None
+
 # %% ../../nbs/17_training.ipynb #c010
 def machine() -> dict:
     "What a run ran on, for its record."

@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from ..core import Noise
+from ..core import Noise, markdown_table
 from ..scenes.format import Batch, Loader, SceneFile, Scenes
 
 # %% ../../nbs/16_metrics.ipynb #c005
@@ -164,11 +164,9 @@ def mean_and_spread(values: list[float], digits: int = 3) -> str:
 
 def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
-    rows = [f"| {label} | {way_of(key)} | "
-            + " | ".join(mean_and_spread(v[s], 4 if s == "mse" else 3) for s in SCORES) + " |"
+    rows = [[label, way_of(key), *(mean_and_spread(v[s], 4 if s == "mse" else 3) for s in SCORES)]
             for label, card in scores.items() for key, v in card.items()]
-    return "\n".join(["| weights | | " + " | ".join(SCORES.values()) + " |", "|---" * (2 + len(SCORES)) + "|",
-                      *rows])
+    return markdown_table(["weights", "", *SCORES.values()], rows)
 
 # %% ../../nbs/16_metrics.ipynb #c021
 @torch.no_grad()
@@ -239,6 +237,6 @@ def disentanglement(importance: Float[np.ndarray, "D F"]) -> dict[str, float]:
 # %% ../../nbs/16_metrics.ipynb #c025
 def probe_table(scores: dict[str, dict]) -> str:
     "Scores of `probe_factors` as a Markdown table."
-    rows = [f"| {k} | {'accuracy' if s['kinds'] else 'R²'} | {s['linear']:.2f} | {s['forest']:.2f} | "
-            f"{s['chance']:.2f} |" for k, s in scores.items()]
-    return "\n".join(["| factor | score | linear | forest | chance |", "|---|---|---|---|---|", *rows])
+    rows = [[k, "accuracy" if s["kinds"] else "R²", *(f"{s[n]:.2f}" for n in ("linear", "forest", "chance"))]
+            for k, s in scores.items()]
+    return markdown_table(["factor", "score", "linear", "forest", "chance"], rows)
