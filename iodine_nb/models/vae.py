@@ -414,7 +414,10 @@ def hold(self: VAE, pca: PCA) -> None:
 @patch
 def prepare(self: VAE, train: SceneFile) -> None:
     "What must be known of the training pictures before the first step: PCA's axes, if the model needs them."
-    if self.config.components: self.hold(fitted_pca(train, self.config.components))
+    if not self.config.components: return
+    if hasattr(train, "__getitem__"): return self.hold(fitted_pca(train, self.config.components))
+    raise ValueError("data: PCA is fitted to a scene file before training, generated scenes have no end; "
+                     "give a file, such as that of scenes.norb.toys_file")
 
 # %% ../../nbs/50_vae.ipynb #c061
 def bits_per_dimension(elbo, dimensions: int, levels: int = 256):

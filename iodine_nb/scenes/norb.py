@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'PAIRS', 'PART', 'all_pairs', 'pictures', 'traced', 'published_here', 'published_pairs', 'toys_file',
-           'made_by']
+           'made_by', 'toy_scenes']
 
 # %% ../../nbs/08_norb.ipynb #c002
 import json
@@ -115,3 +115,12 @@ def made_by(file: SceneFile) -> str:
     source = json.loads(file.attributes["source"])
     toys, (_, h, w) = ", ".join(map(str, source["instances"])), file.shape
     return f"{source['made_by']}, {h} × {w} pixels, {len(file):,} pictures of instances {toys}"
+
+# %% ../../nbs/08_norb.ipynb #c022
+def toy_scenes(n: int, rng: np.random.Generator, split: str = "train", size: int = 48) -> Scenes:
+    "Pictures of random toys of a split, traced now; every two are a stereo pair."
+    if split not in SPLITS: raise ValueError(f"split: must be train, validation or test, is {split!r}")
+    factors = all_pairs()
+    factors = factors[np.isin(factors[:, 1], SPLITS[split])]
+    some = factors[rng.choice(len(factors), -(-n // 2), replace=n > len(factors))]
+    return pictures(norb(*some.T, size)[0], some)[slice(n)]
