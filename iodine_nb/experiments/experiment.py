@@ -126,6 +126,7 @@ def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1)
     if not path.exists(): x.generated().write(path, scenes, seed, "test")
     return SceneFile(path)
 
+# %% ../../nbs/24_experiment.ipynb #c014y
 def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1) -> dict[str, SceneFile]:
     "Generated scenes to score on, by what they are; of toys, those of training, validation and test."
     if x.data != "norb_toys":
@@ -137,6 +138,7 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
         files[f"{split} toys"] = SceneFile(path)
     return files
 
+# %% ../../nbs/24_experiment.ipynb #c014z
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
     """Train an experiment or go on with it: on a file or on generated scenes, from new weights or from
