@@ -411,6 +411,7 @@ def hold(self: VAE, pca: PCA) -> None:
     self.pca_axes.copy_(torch.from_numpy(pca.components_[:n].copy()))
     self.pca_variance.copy_(torch.from_numpy(pca.explained_variance_[:n].copy()))
 
+# %% ../../nbs/50_vae.ipynb #c059
 @patch
 def prepare(self: VAE, train: SceneFile) -> None:
     "What must be known of the training pictures before the first step: PCA's axes, if the model needs them."
@@ -419,7 +420,7 @@ def prepare(self: VAE, train: SceneFile) -> None:
     raise ValueError("data: PCA is fitted to a scene file before training, generated scenes have no end; "
                      "give a file, such as that of scenes.norb.toys_file")
 
-# %% ../../nbs/50_vae.ipynb #c061
+# %% ../../nbs/50_vae.ipynb #c062
 def bits_per_dimension(elbo, dimensions: int, levels: int = 256):
     "-ELBO in bits a pixel, of pictures with so many grey levels: an ELBO in nats of densities on [0, 1]."
     return -elbo / (dimensions * math.log(2)) + math.log2(levels - 1)
@@ -432,7 +433,7 @@ def vae_scores(model: VAE, batch: Batch,
     if model.config.components or model.config.likelihood == "bernoulli": return scores
     return scores | dict(bits=bits_per_dimension(last.elbo, math.prod(model.config.image)))
 
-# %% ../../nbs/50_vae.ipynb #c062
+# %% ../../nbs/50_vae.ipynb #c063
 PROBED = ("category", "elevation", "azimuth", "lighting")
 
 def probe_accuracies(z: Float[np.ndarray, "M L"], factors: dict[str, np.ndarray],
@@ -453,7 +454,7 @@ def latents_of(model: VAE, file: SceneFile,
     z = torch.cat([model.infer(Batch.of(p).image)[-1].latents[:, 0] for p in parts])
     return z.cpu().numpy(), {k: v[:, 1].astype(int) for k, v in scenes.factors.items()}
 
-# %% ../../nbs/50_vae.ipynb #c064
+# %% ../../nbs/50_vae.ipynb #c065
 _log = TrainingConfig(batch_size=100, learning_rate=1e-3, beta1=0., decay=1., clip=1e9, evaluate_every=2_000,
                       evaluate_scenes=2_000)  # RMSprop is Adam without its momentum
 _conv_steps, _pca_steps = _log.change(steps=34_020), _log.change(steps=136_080)  # 50 and 200 epochs
@@ -473,7 +474,7 @@ PUBLISHED = {
     "norb_pca_fitted_small": (_pca_fitted.change(hidden=(2048,), latent=64), _pca_steps),
     "norb_pca_fitted_tiny": (_pca_fitted.change(hidden=(2048,), latent=10), _pca_steps)}
 
-# %% ../../nbs/50_vae.ipynb #c066
+# %% ../../nbs/50_vae.ipynb #c067
 _small = dict(image=(1, 48, 48), channels=(4, 8, 16, 32, 64), convolutions=1, hidden=(128,))
 _conv48, _fitted48 = VAEConfig().change(**_small), _fitted.change(**_small | dict(latent=25))
 _quick = TrainingConfig(steps=1_000, batch_size=32, learning_rate=3e-3, beta1=.9, decay_steps=1_000,
@@ -494,6 +495,6 @@ SMALL = {
     "norb_pca_fitted_small_48": (_pca_fitted48.change(hidden=(512,), latent=16), _pca_quick),
     "norb_pca_fitted_tiny_48": (_pca_fitted48.change(hidden=(512,), latent=10), _pca_quick)}
 
-# %% ../../nbs/50_vae.ipynb #c067
+# %% ../../nbs/50_vae.ipynb #c068
 _presets = {name: ("norb_toys", *parts) for name, parts in (PUBLISHED | SMALL).items()}
 family = Family(VAEConfig, VAE, vae_scores, _presets)
