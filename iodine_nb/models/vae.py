@@ -491,6 +491,10 @@ SMALL = {
     "norb_pca_large_48": (_pca48.change(hidden=(256,) * 5, latent=128), _pca_quick),
     "norb_pca_small_48": (_pca48.change(hidden=(512,)), _pca_quick),
     "norb_pca_tiny_48": (_pca48.change(hidden=(512,), latent=10), _pca_quick),
+    "norb_conv_optimal_48": (_fitted48.change(likelihood="optimal"),
+                             _quick.change(steps=6_000, decay_steps=6_000)),
+    "norb_pca_optimal_48": (_pca48.change(hidden=(512,), likelihood="optimal"),
+                            _pca_quick.change(steps=8_000, decay_steps=8_000)),
     "norb_pca_fitted_48": (_pca_fitted48, _pca_quick),
     "norb_pca_fitted_small_48": (_pca_fitted48.change(hidden=(512,), latent=16), _pca_quick),
     "norb_pca_fitted_tiny_48": (_pca_fitted48.change(hidden=(512,), latent=10), _pca_quick)}
