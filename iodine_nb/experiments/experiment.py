@@ -92,7 +92,7 @@ class Experiment(Config):
 # %% ../../nbs/24_experiment.ipynb #c012
 FIELDS = ("kind", "name", "data", "model", "training")  # of an experiment
 
-def upgraded(values: dict) -> dict:
+def upgraded(values) -> dict:
     "The dictionary of an experiment, of today's or an earlier version, as one of today's."
     if not isinstance(values, dict): raise ValueError(f"experiment: must be a table of fields, is {values!r}")
     if unknown := values.keys() - set(FIELDS):
