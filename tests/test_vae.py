@@ -109,7 +109,8 @@ def test_a_picture_is_a_scene_of_one_slot():
     assert (e.masks == 1).all() and (e.segmentation == 0).all() and torch.equal(e.loss, e.nll + e.kl)
     means, mask_logits = model.decode(e.latents)
     assert torch.equal(means[:, 0], e.reconstruction) and (mask_logits == 0).all()
-    assert torch.equal(model.sample(2, torch.Generator().manual_seed(1)), model.sample(2, torch.Generator().manual_seed(1)))
+    assert torch.equal(model.sample(2, torch.Generator().manual_seed(1)),
+                       model.sample(2, torch.Generator().manual_seed(1)))
 
 
 def test_no_instance_is_in_two_splits():

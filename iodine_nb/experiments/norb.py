@@ -34,6 +34,8 @@ LIKELIHOODS = {  # of norb_pca_48: coefficients of PCA
     "softplus head": dict(model__likelihood="head", model__head="softplus"),
     "frozen head": dict(model__likelihood="frozen_head"),
     "head without batch norm": dict(model__likelihood="head", model__batch_norm=False)}
+
+# %% ../../nbs/55_norb_runs.ipynb #c005
 SIZES = {  # of norb_pca_48
     "large": dict(model__hidden=(256,) * 5, model__latent=128), "small": dict(model__hidden=(512,)),
     "tiny": dict(model__hidden=(512,), model__latent=10)}
@@ -51,7 +53,7 @@ TIMES = {"optimal, 4 times as long": _longer | dict(model__likelihood="optimal")
          "head, 4 times as long": _longer | dict(model__likelihood="head"),
          "softplus head, 4 times as long": _longer | dict(model__likelihood="head", model__head="softplus")}
 
-# %% ../../nbs/55_norb_runs.ipynb #c006
+# %% ../../nbs/55_norb_runs.ipynb #c007
 STARTS = {  # of norb_conv_48: question 1
     "both": {}, "He only": dict(model__batch_norm=False),
     "batch norm only": dict(model__initialisation="glorot"),
@@ -64,7 +66,7 @@ CAPACITY = {  # of norb_conv_48: question 5
     "latent 32": dict(model__latent=32), "two convolutions": dict(model__convolutions=2),
     "3 times as long": dict(training__steps=3_000, training__decay_steps=3_000)}
 
-# %% ../../nbs/55_norb_runs.ipynb #c008
+# %% ../../nbs/55_norb_runs.ipynb #c009
 _pushed = dict(training__learning_rate=1e-2, training__beta1=0., training__decay=1., training__warmup=0,
                training__steps=600, training__log_every=5, training__evaluate_every=600)
 _epsilon = dict(model__posterior="linear", model__epsilon=1e-3)
@@ -76,7 +78,7 @@ EXPLOSIONS = {  # of norb_pca_fitted_small_48: question 4
     "epsilon everywhere": _pushed | _epsilon | dict(model__epsilon_in="everywhere"),
     "the log's learning rate": _pushed | dict(training__learning_rate=1e-3)}
 
-# %% ../../nbs/55_norb_runs.ipynb #c009
+# %% ../../nbs/55_norb_runs.ipynb #c010
 BEST = ("norb_conv_optimal_48", "norb_pca_optimal_48")  # one seed each: their weights are in the book
 
 def norb_runs() -> Path:
@@ -96,7 +98,7 @@ def questions() -> dict[str, Ablation]:
             **{name: Ablation(norb_runs(), preset(name), {name: {}}, (0,)) for name in BEST},
             "more": ask("norb_pca_48", WEIGHTS | DEPTHS | TIMES | CLIPPED)}
 
-# %% ../../nbs/55_norb_runs.ipynb #c011
+# %% ../../nbs/55_norb_runs.ipynb #c012
 PAIRS_USED = 19_800  # drawn at random from all 48,600
 
 def norb_files(size: int = 48, pairs: int = PAIRS_USED) -> dict[str, SceneFile]:
@@ -105,7 +107,7 @@ def norb_files(size: int = 48, pairs: int = PAIRS_USED) -> dict[str, SceneFile]:
     return {split: toys_file(split, folder, size, pairs, book_folder() / "data" / "smallnorb")
             for split in SPLITS}
 
-# %% ../../nbs/55_norb_runs.ipynb #c012
+# %% ../../nbs/55_norb_runs.ipynb #c013
 def measure(model: VAE, x: Experiment, files: dict[str, SceneFile], pictures: int = 2_000) -> dict:
     "Scores on the first pictures of every split, and the accuracy of linear probes for seen and unseen toys."
     model.eval()
@@ -119,7 +121,7 @@ def measure(model: VAE, x: Experiment, files: dict[str, SceneFile], pictures: in
     tests = {"seen": part(asked), "unseen": latents_of(model, files["test"], slice(0, pictures))}
     return found | {"probes": probe_accuracies(*part(fitting), tests)}
 
-# %% ../../nbs/55_norb_runs.ipynb #c013
+# %% ../../nbs/55_norb_runs.ipynb #c014
 def run_norb(asked: Ablation, arm: str, seed: int, files: dict[str, SceneFile],
              pca: PCA | None = None) -> None:
     "Train one model with one seed, or go on with it, and write its scores beside the record."
@@ -132,7 +134,7 @@ def run_norb(asked: Ablation, arm: str, seed: int, files: dict[str, SceneFile],
             progress=False)
     if finished(asked, arm, seed): write_json(record.path / "scores.json", measure(model, x, files))
 
-# %% ../../nbs/55_norb_runs.ipynb #c015
+# %% ../../nbs/55_norb_runs.ipynb #c016
 def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
     "One number of every measured run, by its place in scores.json: arm -> values over seeds."
     found = {}
@@ -145,7 +147,7 @@ def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
             found.setdefault(arm, []).append(value)
     return found
 
-# %% ../../nbs/55_norb_runs.ipynb #c017
+# %% ../../nbs/55_norb_runs.ipynb #c018
 def pca_errors(pca: PCA, images: Float[np.ndarray, "N P"], components: list[int]) -> list[float]:
     "MSE per pixel of what the first n components make of pictures, for each n."
     centred = images - pca.mean_
@@ -157,13 +159,13 @@ def pca_report(pca: PCA, files: dict[str, SceneFile], pictures: int = 3_000) -> 
     "Errors by number of components on every split; the components' variances; their coefficients' range."
     flat = {k: f[:pictures].image.reshape(pictures, -1).astype(np.float32) / 255 for k, f in files.items()}
     spread = np.geomspace(20, len(pca.components_), 25).astype(int).tolist()
-    counts = sorted({*range(0, 20), *spread, 25, 125, 250, 500})
+    counts = sorted({*range(20), *spread, 25, 125, 250, 500})
     coefficients = (flat["train"] - pca.mean_) @ pca.components_.T
     return {"components": counts, **{k: pca_errors(pca, v, counts) for k, v in flat.items()},
             "variance": pca.explained_variance_.tolist(), "lowest": coefficients.min(0).tolist(),
             "highest": coefficients.max(0).tolist()}
 
-# %% ../../nbs/55_norb_runs.ipynb #c019
+# %% ../../nbs/55_norb_runs.ipynb #c020
 RESUMES = ("complete", "no optimiser state", "no batch norm statistics", "head not saved",
            "another random state")
 
@@ -180,7 +182,7 @@ def _spoiled(tensors: dict, header: dict, way: str) -> tuple[dict, dict]:
         header = header | {"config": json.dumps(config)}
     return tensors, header
 
-# %% ../../nbs/55_norb_runs.ipynb #c020
+# %% ../../nbs/55_norb_runs.ipynb #c021
 def resumed(way: str, x: Experiment, checkpoint: Path, files: dict[str, SceneFile], folder: Path,
             steps: int = 50) -> dict:
     "Go on from a checkpoint in one of the ways: losses before any step, and in each of the steps after it."
@@ -201,7 +203,7 @@ def resumed(way: str, x: Experiment, checkpoint: Path, files: dict[str, SceneFil
     return {"before": before, "training": [line["loss"] for line in after],
             "held_out": [-v for v in run.curve("held_out_elbo")[1].tolist()]}
 
-# %% ../../nbs/55_norb_runs.ipynb #c021
+# %% ../../nbs/55_norb_runs.ipynb #c022
 def resume_base(way: str, seed: int) -> Experiment:
     "A model that is stopped after 500 steps; its head is a frozen one where the head is not saved."
     changes = dict(model__likelihood="frozen_head") if way == "head not saved" else {}
@@ -224,7 +226,7 @@ def run_resumes(files: dict[str, SceneFile], pca: PCA, seeds: tuple[int, ...] = 
                 found[way].append(stopped | again)
     return found
 
-# %% ../../nbs/55_norb_runs.ipynb #c022
+# %% ../../nbs/55_norb_runs.ipynb #c023
 COLUMNS = {  # label -> place in scores.json, factor, digits
     "1000 × MSE, training": (("train", "mse"), 1e3, 2), "validation": (("validation", "mse"), 1e3, 2),
     "unseen": (("test", "mse"), 1e3, 2), "ELBO, unseen, nats": (("test", "elbo"), 1, 0),

@@ -8,7 +8,7 @@ __all__ = ['POSTERIORS', 'LIKELIHOODS', 'VARIANCES', 'PROBED', 'PUBLISHED', 'SMA
            'bernoulli_nll', 'gaussian_nll', 'Given', 'Learned', 'Optimal', 'Head', 'FrozenHead', 'Inferred', 'VAE',
            'fitted_pca', 'bits_per_dimension', 'vae_scores', 'probe_accuracies', 'latents_of']
 
-# %% ../../nbs/50_vae.ipynb #c017
+# %% ../../nbs/50_vae.ipynb #c002
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -484,6 +484,8 @@ _pca48 = _pca.change(image=(1, 48, 48), components=125, hidden=(128,) * 4, laten
 _pca_fitted48 = _pca48.change(hidden=(256,) * 5, likelihood="head")
 _pca_quick = _quick.change(steps=2_000, batch_size=128, learning_rate=1e-3, decay_steps=2_000,
                            precision="float32", log_every=50, evaluate_every=500)
+
+# %% ../../nbs/50_vae.ipynb #c068
 SMALL = {
     "norb_conv_48": (_conv48, _quick), "norb_conv_fitted_48": (_fitted48, _quick),
     "norb_unet_48": (_conv48.change(skips=True), _quick),
@@ -499,6 +501,6 @@ SMALL = {
     "norb_pca_fitted_small_48": (_pca_fitted48.change(hidden=(512,), latent=16), _pca_quick),
     "norb_pca_fitted_tiny_48": (_pca_fitted48.change(hidden=(512,), latent=10), _pca_quick)}
 
-# %% ../../nbs/50_vae.ipynb #c068
+# %% ../../nbs/50_vae.ipynb #c069
 _presets = {name: ("norb_toys", *parts) for name, parts in (PUBLISHED | SMALL).items()}
 family = Family(VAEConfig, VAE, vae_scores, _presets)
