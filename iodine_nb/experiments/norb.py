@@ -48,10 +48,8 @@ WEIGHTS = {"whitened": dict(model__likelihood="optimal", model__whitened=True),
 CLIPPED = {"head, clipped": dict(model__likelihood="head", training__clip=100.),
            "softplus head, clipped": dict(model__likelihood="head", model__head="softplus",
                                           training__clip=100.)}
-_longer = dict(training__steps=8_000, training__decay_steps=8_000)
-TIMES = {"optimal, 4 times as long": _longer | dict(model__likelihood="optimal"),
-         "head, 4 times as long": _longer | dict(model__likelihood="head"),
-         "softplus head, 4 times as long": _longer | dict(model__likelihood="head", model__head="softplus")}
+TIMES = {"optimal, 4 times as long": dict(model__likelihood="optimal", training__steps=8_000,
+                                          training__decay_steps=8_000)}
 
 # %% ../../nbs/55_norb_runs.ipynb #c007
 STARTS = {  # of norb_conv_48: question 1

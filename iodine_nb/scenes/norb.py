@@ -88,7 +88,8 @@ def _parts_traced(folder, split: str, size: int, pairs: int):
     for part in range(-(-pairs // PART)):
         some = factors[part * PART:(part + 1) * PART]
         rows = _chosen(some, split, pairs)
-        if len(rows): yield pictures(traced(part, folder, size)[rows], some[rows])
+        image = traced(part, folder, size) if pairs >= PART else norb(*some.T, size)[0]  # a few are not kept
+        if len(rows): yield pictures(image[rows], some[rows])
 
 # %% ../../nbs/08_norb.ipynb #c018
 def toys_file(split: str,  # train, validation or test
