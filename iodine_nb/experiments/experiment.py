@@ -84,8 +84,10 @@ class Experiment(Config):
         return cls(values["kind"], values.get("name", ""), values.get("data", ""), config, training)
 
     @property
-    def score(self) -> Callable: return family_of(self.kind).score
-    def generated(self) -> Generated: return generated_scenes(self.data, self.model.image)
+    def score(self) -> Callable: return family_of(self.kind).score  # how its family is scored
+    def generated(self) -> Generated:
+        "Scenes without end of the data set it is made for, at the size of its model."
+        return generated_scenes(self.data, self.model.image)
 
 # %% ../../nbs/24_experiment.ipynb #c012
 FIELDS = ("kind", "name", "data", "model", "training")  # of an experiment
@@ -110,8 +112,7 @@ def upgraded(values) -> dict:
 # %% ../../nbs/24_experiment.ipynb #c012x
 def experiment_of(config: dict) -> Experiment:
     "The experiment that a run's config.json describes."
-    return Experiment.from_dict({k: config[k]
-                                 for k in ("kind", "name", "data", "model", "training") if k in config})
+    return Experiment.from_dict({k: config[k] for k in FIELDS if k in config})
 
 # %% ../../nbs/24_experiment.ipynb #c014
 def build(x: Experiment, seed: int | None = None) -> nn.Module:
@@ -126,8 +127,8 @@ def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1)
 
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
-    """Train an experiment or go on with it: on a file or on generated scenes, from new weights or from
-    `initial`."""
+    """Train an experiment, or go on with it if the folder `run` holds its checkpoint. `data`: scenes are
+    generated if there is no file; `initial`: the name of weights to begin with. Errors are those of `fit`."""
     model, about = build(x, x.training.seed), x.to_dict()
     if hasattr(model, "prepare") and not Record(run).checkpoint.exists(): model.prepare(data or x.generated())
     if initial: about |= {"initial": begin_with(model, initial)}

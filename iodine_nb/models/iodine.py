@@ -109,7 +109,7 @@ class Evaluation(_State):
 
     def detached(self) -> "Evaluation": return _each(self, Tensor.detach)
 
-# %% ../../nbs/14_iodine.ipynb #c007x
+# %% ../../nbs/14_iodine.ipynb #c007y
 def _each(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     "Every tensor of a named tuple (they may nest) changed."
     return type(e)(*(_each(v, change) if isinstance(v, tuple) else change(v) for v in e))
@@ -135,18 +135,25 @@ class IODINE(nn.Module):
     def __init__(self, config: IODINEConfig):
         super().__init__()
         self.config = c = config
-        self.decoder, row = self.make_decoder(), (c.inputs, c.image, c.latent, c.coordinates, c.normalisation)
-        self.inputs = RefinementInputs(*row, c.flat_inputs)
-        self.refinement, v = self.make_refinement(), c.start_variance
-        start = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
-        start = torch.cat([torch.zeros(c.latent), start])
-        self.initial_posterior = nn.Parameter(start.repeat(c.slots if c.start == "per_slot" else 1, 1))
+        self.decoder = self.make_decoder()
+        self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation,
+                                       c.flat_inputs)
+        self.refinement = self.make_refinement()
+        self.initial_posterior = nn.Parameter(_first_guess(c))
 
     def make_decoder(self) -> Decoder:
-        return Decoder(self.config.decoder, self.config.latent, self.config.image)
+        c = self.config
+        return Decoder(c.decoder, c.latent, c.image)
     def make_refinement(self) -> Refinement:
         c = self.config
         return Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
+
+# %% ../../nbs/14_iodine.ipynb #c009x
+def _first_guess(c: IODINEConfig) -> Float[Tensor, "S L"]:
+    "λ_0 before learning, a row for each slot or one for all: means 0, and what becomes `start_variance`."
+    v = c.start_variance
+    variance = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
+    return torch.cat([torch.zeros(c.latent), variance]).repeat(c.slots if c.start == "per_slot" else 1, 1)
 
 # %% ../../nbs/14_iodine.ipynb #c009a
 @patch

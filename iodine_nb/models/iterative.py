@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Config, Family, Noise, check_shape, normal
@@ -55,8 +55,8 @@ def _check_layers(c: IterativeConfig) -> None:
         raise ValueError(f"hidden: relu_pairs needs even widths, is {c.hidden}")
 
 # %% ../../nbs/21_iterative.ipynb #c007
-class Estimate(NamedTuple):
-    "What is known about a posterior guess after one estimate of the loss, in nats per image."
+class _State(NamedTuple):
+    "A posterior guess and one estimate of the loss there, in nats per image."
     posterior: Float[Tensor, "B P"]  # λ, P = 2L: mean, log-variance
     pixels: Float[Tensor, "B C H W"]  # probability of a white pixel, mean over samples
     nll: Float[Tensor, "B"]  # -log p(x|z), mean over samples
@@ -68,17 +68,26 @@ class Estimate(NamedTuple):
     def elbo(self) -> Float[Tensor, "B"]: return -self.nll - self.kl
 
 # %% ../../nbs/21_iterative.ipynb #c007b
-def _one_slot(e: Estimate) -> dict[str, Tensor]:
-    "What an estimate shows of the picture, as a scene of one slot."
-    mean, log_variance = e.posterior[:, None].chunk(2, -1)
-    masks = torch.ones_like(e.pixels[:, None, :1])
-    return dict(masks=masks, means=e.pixels[:, None], reconstruction=e.pixels, latents=mean,
-                latent_variance=log_variance.exp(), segmentation=masks[:, 0, 0].long() - 1,
-                log_likelihood=-e.nll, loss=-e.elbo)
+class Estimate(_State):
+    "What is known about a posterior guess, and what it shows of the picture, as a scene of one slot."
+    __slots__ = ()
 
-for _name in ("masks", "means", "reconstruction", "latents", "latent_variance", "segmentation",
-              "log_likelihood", "loss"):
-    setattr(Estimate, _name, property(lambda e, name=_name: _one_slot(e)[name]))
+    @property
+    def loss(self) -> Float[Tensor, "B"]: return -self.elbo
+    @property
+    def log_likelihood(self) -> Float[Tensor, "B"]: return -self.nll
+    @property
+    def latents(self) -> Float[Tensor, "B 1 L"]: return self.posterior[:, None].chunk(2, -1)[0]
+    @property
+    def latent_variance(self) -> Float[Tensor, "B 1 L"]: return self.posterior[:, None].chunk(2, -1)[1].exp()
+    @property
+    def reconstruction(self) -> Float[Tensor, "B C H W"]: return self.pixels
+    @property
+    def means(self) -> Float[Tensor, "B 1 C H W"]: return self.pixels[:, None]
+    @property
+    def masks(self) -> Float[Tensor, "B 1 1 H W"]: return torch.ones_like(self.pixels[:, None, :1])
+    @property
+    def segmentation(self) -> Int[Tensor, "B H W"]: return torch.zeros_like(self.pixels[:, 0]).long()
 
 # %% ../../nbs/21_iterative.ipynb #c007c
 class IterativeModel(nn.Module):
