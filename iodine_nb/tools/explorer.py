@@ -136,6 +136,11 @@ def randomise(self: Exploration, generator: torch.Generator | None = None) -> No
     self.put(self.slot, self.low + (self.high - self.low) * torch.rand(self.low.shape, generator=generator))
 
 @patch
+def draw_from_prior(self: Exploration, generator: torch.Generator | None = None) -> None:
+    "Draw the chosen slot's latent from the standard normal prior."
+    self.put(self.slot, torch.randn(self.low.shape, generator=generator))
+
+@patch
 def delete(self: Exploration, slot: int) -> None:
     "Take a slot out of the picture, or back in."
     self.remember(); self.shown[slot] = ~self.shown[slot]
@@ -148,6 +153,7 @@ def other(self: Exploration, index: int) -> "Exploration":
     twin.open(index)
     return twin
 
+# %% ../../nbs/41_explorer.ipynb #c010x
 @patch
 def swap(self: Exploration, slot: int, other: "Exploration", theirs: int) -> None:
     "Exchange a slot with one of another scene."
@@ -275,7 +281,8 @@ def _buttons(self: Explorer) -> list[widgets.Button]:
     x = self.x
     return [_button("reset", lambda _: self.act(x.reset)), _button("undo", lambda _: self.act(x.undo)),
             _button("random", lambda _: self.act(x.randomise)),
-            _button("delete / restore slot", lambda _: self.act(lambda: x.delete(x.slot)))]
+            _button("delete / restore slot", lambda _: self.act(lambda: x.delete(x.slot))),
+            _button("from the prior", lambda _: self.act(x.draw_from_prior))]
 
 # %% ../../nbs/41_explorer.ipynb #c023x
 @patch
