@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Config, Family, Noise, check_shape, normal
 from .decoder import ACTIVATIONS
-from .distributions import posterior
+from .distributions import posterior as posterior_of
 from ..scenes.format import Batch
 from ..training.fit import TrainingConfig
 
@@ -110,16 +110,16 @@ class IterativeModel(nn.Module):
 
 # %% ../../nbs/21_iterative.ipynb #c008
 @patch
-def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"],
+def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float[Tensor, "B P"],
              noise: Float[Tensor, "B S L"]) -> Estimate:
-    "The loss at λ, from as many samples as there is noise for."
-    q = posterior(λ[:, None], "exp")
+    "The loss at this posterior (λ), from as many samples as there is noise for."
+    q = posterior_of(posterior[:, None], "exp")
     z = q.sample(noise)
     logits = self.decoder(z).unflatten(-1, x.shape[1:])
     nll = F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits),
                                              reduction="none").flatten(2).sum(-1).mean(1)
     pixels = logits.sigmoid().mean(1)
-    return Estimate(λ, pixels, nll, q.kl()[:, 0], torch.cat([(x - pixels).flatten(1), z.mean(1)], 1))
+    return Estimate(posterior, pixels, nll, q.kl()[:, 0], torch.cat([(x - pixels).flatten(1), z.mean(1)], 1))
 
 # %% ../../nbs/21_iterative.ipynb #c010
 def binarise(image: Float[Tensor, "B C H W"],
@@ -182,12 +182,12 @@ def refine(self: IterativeModel, x: Float[Tensor, "B C H W"], e: Estimate) -> Fl
 
 # %% ../../nbs/21_iterative.ipynb #c019
 @patch
-def step(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"], generator,
+def step(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float[Tensor, "B P"], generator,
          keep_graph: bool = False, samples: int | None = None) -> Estimate:
-    "An estimate of the loss at λ with its gradient."
+    "An estimate of the loss at this posterior (λ), with its gradient."
     noise = normal(generator, len(x), samples or self.config.samples, self.config.latent, device=x.device)
     with torch.enable_grad():
-        e = self.estimate(x, leaf := λ.detach().requires_grad_(), noise)
+        e = self.estimate(x, leaf := posterior.detach().requires_grad_(), noise)
         gradient, = torch.autograd.grad(-e.elbo.sum(), leaf, retain_graph=keep_graph)
     return e._replace(gradient=gradient)
 
