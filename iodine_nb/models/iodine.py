@@ -145,6 +145,7 @@ class IODINE(nn.Module):
     def make_decoder(self) -> Decoder:
         c = self.config
         return Decoder(c.decoder, c.latent, c.image)
+
     def make_refinement(self) -> Refinement:
         c = self.config
         return Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
