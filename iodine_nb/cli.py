@@ -17,7 +17,7 @@ import tyro
 
 from .core import default_device, write_json
 from .experiments import experiment
-from .experiments.experiment import (Experiment, card_of, export_weights, held_out_scenes,
+from .experiments.experiment import (Experiment, card_of, export_weights, held_out_files,
                                               load_model, score)
 from .experiments.presets import presets
 from .scenes.clevr import Look, clevr, norb_scenes
@@ -282,12 +282,14 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, out: Pat
     asked = {name: v for name, v in options.items() if v != default[name]}
     (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
-        file = SceneFile(data) if data else held_out_scenes(x, Path(folder) / "held_out.h5", scenes)
-        scores = score(x, model.to(default_device()), file, seeds=range(seeds), scenes=scenes, **asked)
-    where = data.name if data else "generated scenes"
-    print(f"{weights} on {where}: {min(scenes, len(file))} scenes, {seeds} sampling seeds{_way(x, asked)}")
-    print(score_table(scores))
-    if out: write_json(out, scores)
+        files = {data.name: SceneFile(data)} if data else held_out_files(x, Path(folder), scenes)
+        scores = {where: score(x, model.to(default_device()), file, seeds=range(seeds), scenes=scenes, **asked)
+                  for where, file in files.items()}
+        for where, file in files.items():
+            count = min(scenes, len(file))
+            print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
+            print(score_table(scores[where]))
+    if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
 
 def _way(x: Experiment, asked: dict) -> str:
     "The way of inference in words."

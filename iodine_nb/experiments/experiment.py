@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'kinds', 'family_of', 'generated_scenes', 'Experiment', 'upgraded', 'experiment_of', 'build',
-           'held_out_scenes', 'train', 'score', 'weights_folders', 'weights_path', 'save_weights', 'card_of',
-           'load_model', 'begin_with', 'export_weights']
+           'held_out_scenes', 'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'save_weights',
+           'card_of', 'load_model', 'begin_with', 'export_weights']
 
 # %% ../../nbs/24_experiment.ipynb #c002
 import importlib, inspect, os, pkgutil
@@ -25,6 +25,7 @@ from ..core import (Config, Family, book_folder, default_device, file_hash, read
                             write_json)
 from ..scenes.clevr import Look, clevr, norb_scenes
 from ..scenes.format import Generated, SceneFile
+from ..scenes.norb import SPLITS, toy_scenes
 from ..scenes.sprites import multi_dsprites, single_dsprites, tetrominoes
 from ..training.fit import (
     Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, open_tensors)
@@ -63,6 +64,7 @@ def generated_scenes(name: str, image: tuple[int, int, int]) -> Generated:
                          size=[h, w])
     if name == "norb" and h == w:
         return Generated(partial(norb_scenes, size=h, device=default_device()), "norb", 250, size=h)
+    if name == "norb_toys" and h == w: return Generated(partial(toy_scenes, size=h), "norb_toys", 250, size=h)
     raise ValueError(f"data: no generator makes {name!r} at {h}×{w}; give a scene file")
 
 # %% ../../nbs/24_experiment.ipynb #c010
@@ -125,6 +127,19 @@ def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1)
     if not path.exists(): x.generated().write(path, scenes, seed, "test")
     return SceneFile(path)
 
+# %% ../../nbs/24_experiment.ipynb #c014y
+def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1) -> dict[str, SceneFile]:
+    "Generated scenes to score on, by what they are; of toys, those of training, validation and test."
+    if x.data != "norb_toys":
+        return {"generated scenes": held_out_scenes(x, folder / "held_out.h5", scenes, seed)}
+    files, size = {}, x.model.image[1]
+    for split in SPLITS:
+        made = Generated(partial(toy_scenes, split=split, size=size), "norb_toys", 250, size=size, split=split)
+        made.write(path := folder / f"{split}.h5", scenes, seed, split)
+        files[f"{split} toys"] = SceneFile(path)
+    return files
+
+# %% ../../nbs/24_experiment.ipynb #c014z
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
     """Train an experiment, or go on with it if the folder `run` holds its checkpoint. `data`: scenes are
