@@ -134,7 +134,8 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
         return {"generated scenes": held_out_scenes(x, folder / "held_out.h5", scenes, seed)}
     files, size = {}, x.model.image[1]
     for split in SPLITS:
-        made = Generated(partial(toy_scenes, split=split, size=size), "norb_toys", 250, size=size, split=split)
+        make, how = partial(toy_scenes, split=split, size=size), dict(size=size, split=split)
+        made = Generated(make, "norb_toys", 250, **how)
         made.write(path := folder / f"{split}.h5", scenes, seed, split)
         files[f"{split} toys"] = SceneFile(path)
     return files
