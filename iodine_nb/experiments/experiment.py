@@ -86,8 +86,10 @@ class Experiment(Config):
         return cls(values["kind"], values.get("name", ""), values.get("data", ""), config, training)
 
     @property
-    def score(self) -> Callable: return family_of(self.kind).score
-    def generated(self) -> Generated: return generated_scenes(self.data, self.model.image)
+    def score(self) -> Callable: return family_of(self.kind).score  # how its family is scored
+    def generated(self) -> Generated:
+        "Scenes without end of the data set it is made for, at the size of its model."
+        return generated_scenes(self.data, self.model.image)
 
 # %% ../../nbs/24_experiment.ipynb #c012
 FIELDS = ("kind", "name", "data", "model", "training")  # of an experiment
@@ -112,8 +114,7 @@ def upgraded(values) -> dict:
 # %% ../../nbs/24_experiment.ipynb #c012x
 def experiment_of(config: dict) -> Experiment:
     "The experiment that a run's config.json describes."
-    return Experiment.from_dict({k: config[k]
-                                 for k in ("kind", "name", "data", "model", "training") if k in config})
+    return Experiment.from_dict({k: config[k] for k in FIELDS if k in config})
 
 # %% ../../nbs/24_experiment.ipynb #c014
 def build(x: Experiment, seed: int | None = None) -> nn.Module:
@@ -133,7 +134,8 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
         return {"generated scenes": held_out_scenes(x, folder / "held_out.h5", scenes, seed)}
     files, size = {}, x.model.image[1]
     for split in SPLITS:
-        made = Generated(partial(toy_scenes, split=split, size=size), "norb_toys", 250, size=size, split=split)
+        make, how = partial(toy_scenes, split=split, size=size), dict(size=size, split=split)
+        made = Generated(make, "norb_toys", 250, **how)
         made.write(path := folder / f"{split}.h5", scenes, seed, split)
         files[f"{split} toys"] = SceneFile(path)
     return files
@@ -141,8 +143,8 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
 # %% ../../nbs/24_experiment.ipynb #c014z
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
-    """Train an experiment or go on with it: on a file or on generated scenes, from new weights or from
-    `initial`."""
+    """Train an experiment, or go on with it if the folder `run` holds its checkpoint. `data`: scenes are
+    generated if there is no file; `initial`: the name of weights to begin with. Errors are those of `fit`."""
     model, about = build(x, x.training.seed), x.to_dict()
     if hasattr(model, "prepare") and not Record(run).checkpoint.exists(): model.prepare(data or x.generated())
     if initial: about |= {"initial": begin_with(model, initial)}

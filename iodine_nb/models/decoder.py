@@ -66,8 +66,7 @@ class DecoderConfig(Config):
 class Decoder(nn.Module):
     "Each slot's latent to its means and mask logits."
     def __init__(self, config: DecoderConfig, latent: int, image: tuple[int, int, int],  # image: C, H, W
-                 # the first layer; models may extend it (47_slot_frame)
-                 first: type[BroadcastConv] = BroadcastConv):
+                 first: type[BroadcastConv] = BroadcastConv):  # the first layer
         super().__init__()
         self.image, k, widths = image, config.kernel, [*config.channels, image[0] + 1]
         grid = [math.ceil(s / 2**config.upsampling) for s in image[1:]]

@@ -21,7 +21,8 @@ from ..core import Config, Family, Noise, check_shape, normal
 from ..scenes.format import Batch
 from ..training.metrics import decomposition_scores
 from .decoder import Decoder, DecoderConfig
-from .distributions import Mixture, Posterior, posterior, spatial_mixture
+from .distributions import Mixture, Posterior, spatial_mixture
+from .distributions import posterior as posterior_of
 from .inputs import ALL_INPUTS, INPUTS, RefinementInputs, State, check_inputs
 from .refinement import Refinement, RefinementConfig
 
@@ -109,7 +110,7 @@ class Evaluation(_State):
 
     def detached(self) -> "Evaluation": return _each(self, Tensor.detach)
 
-# %% ../../nbs/14_iodine.ipynb #c007x
+# %% ../../nbs/14_iodine.ipynb #c007y
 def _each(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     "Every tensor of a named tuple (they may nest) changed."
     return type(e)(*(_each(v, change) if isinstance(v, tuple) else change(v) for v in e))
@@ -135,18 +136,26 @@ class IODINE(nn.Module):
     def __init__(self, config: IODINEConfig):
         super().__init__()
         self.config = c = config
-        self.decoder, row = self.make_decoder(), (c.inputs, c.image, c.latent, c.coordinates, c.normalisation)
-        self.inputs = RefinementInputs(*row, c.flat_inputs)
-        self.refinement, v = self.make_refinement(), c.start_variance
-        start = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
-        start = torch.cat([torch.zeros(c.latent), start])
-        self.initial_posterior = nn.Parameter(start.repeat(c.slots if c.start == "per_slot" else 1, 1))
+        self.decoder = self.make_decoder()
+        self.inputs = RefinementInputs(c.inputs, c.image, c.latent, c.coordinates, c.normalisation,
+                                       c.flat_inputs)
+        self.refinement = self.make_refinement()
+        self.initial_posterior = nn.Parameter(_untrained_start(c))
 
     def make_decoder(self) -> Decoder:
-        return Decoder(self.config.decoder, self.config.latent, self.config.image)
+        c = self.config
+        return Decoder(c.decoder, c.latent, c.image)
+
     def make_refinement(self) -> Refinement:
         c = self.config
         return Refinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
+
+# %% ../../nbs/14_iodine.ipynb #c009x
+def _untrained_start(c: IODINEConfig) -> Float[Tensor, "S L"]:
+    "λ_0 before learning, a row for each slot or one for all: means 0, and what becomes `start_variance`."
+    v = c.start_variance
+    variance = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
+    return torch.cat([torch.zeros(c.latent), variance]).repeat(c.slots if c.start == "per_slot" else 1, 1)
 
 # %% ../../nbs/14_iodine.ipynb #c009a
 @patch
@@ -190,18 +199,17 @@ def draw(self: IODINE, q: Posterior,
 
 # %% ../../nbs/14_iodine.ipynb #c011x
 @patch
-def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B K L"],
-             noise: Float[Tensor, "B K D"],
-             kl_weight: float = 1., sigma_factor: float = 1.) -> Evaluation:
-    "Sample z from λ, decode it, and compare with the image."
-    c, q = self.config, posterior(λ, self.config.variance)
+def evaluate(self: IODINE, image: Float[Tensor, "B C H W"], posterior: Float[Tensor, "B K L"],
+             noise: Float[Tensor, "B K D"], kl_weight: float = 1., sigma_factor: float = 1.) -> Evaluation:
+    "Sample z from the posterior that these numbers (λ) describe, decode it, and compare with the image."
+    c, q = self.config, posterior_of(posterior, self.config.variance)
     z, paid = self.draw(q, noise)  # equation (2)
     means, mask_logits = self.decode(z)
     # equation (1)
     mixture = self.mixture(image, means, mask_logits, sigma_factor * c.sigma, c.likelihood, c.mixture)
     log_likelihood, kl = mixture.log_likelihood.sum((1, 2, 3, 4)), paid.kl(c.prior_variance)
     loss = kl_weight * c.kl_weight * kl.sum(1) - log_likelihood
-    return Evaluation(λ, q.mean, q.variance, z, means, mask_logits, mixture, log_likelihood, kl, loss)
+    return Evaluation(posterior, q.mean, q.variance, z, means, mask_logits, mixture, log_likelihood, kl, loss)
 
 # %% ../../nbs/14_iodine.ipynb #c011a
 @patch

@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Config, Family, Noise, check_shape, normal
 from .decoder import ACTIVATIONS
-from .distributions import posterior
+from .distributions import posterior as posterior_of
 from ..scenes.format import Batch
 from ..training.fit import TrainingConfig
 
@@ -55,8 +55,8 @@ def _check_layers(c: IterativeConfig) -> None:
         raise ValueError(f"hidden: relu_pairs needs even widths, is {c.hidden}")
 
 # %% ../../nbs/21_iterative.ipynb #c007
-class Estimate(NamedTuple):
-    "What is known about a posterior guess after one estimate of the loss, in nats per image."
+class _State(NamedTuple):
+    "A posterior guess and one estimate of the loss there, in nats per image."
     posterior: Float[Tensor, "B P"]  # λ, P = 2L: mean, log-variance
     pixels: Float[Tensor, "B C H W"]  # probability of a white pixel, mean over samples
     nll: Float[Tensor, "B"]  # -log p(x|z), mean over samples
@@ -68,17 +68,26 @@ class Estimate(NamedTuple):
     def elbo(self) -> Float[Tensor, "B"]: return -self.nll - self.kl
 
 # %% ../../nbs/21_iterative.ipynb #c007b
-def _one_slot(e: Estimate) -> dict[str, Tensor]:
-    "What an estimate shows of the picture, as a scene of one slot."
-    mean, log_variance = e.posterior[:, None].chunk(2, -1)
-    masks = torch.ones_like(e.pixels[:, None, :1])
-    return dict(masks=masks, means=e.pixels[:, None], reconstruction=e.pixels, latents=mean,
-                latent_variance=log_variance.exp(), segmentation=masks[:, 0, 0].long() - 1,
-                log_likelihood=-e.nll, loss=-e.elbo)
+class Estimate(_State):
+    "What is known about a posterior guess, and what it shows of the picture, as a scene of one slot."
+    __slots__ = ()
 
-for _name in ("masks", "means", "reconstruction", "latents", "latent_variance", "segmentation",
-              "log_likelihood", "loss"):
-    setattr(Estimate, _name, property(lambda e, name=_name: _one_slot(e)[name]))
+    @property
+    def loss(self) -> Float[Tensor, "B"]: return -self.elbo
+    @property
+    def log_likelihood(self) -> Float[Tensor, "B"]: return -self.nll
+    @property
+    def latents(self) -> Float[Tensor, "B 1 L"]: return self.posterior[:, None].chunk(2, -1)[0]
+    @property
+    def latent_variance(self) -> Float[Tensor, "B 1 L"]: return self.posterior[:, None].chunk(2, -1)[1].exp()
+    @property
+    def reconstruction(self) -> Float[Tensor, "B C H W"]: return self.pixels
+    @property
+    def means(self) -> Float[Tensor, "B 1 C H W"]: return self.pixels[:, None]
+    @property
+    def masks(self) -> Float[Tensor, "B 1 1 H W"]: return torch.ones_like(self.pixels[:, None, :1])
+    @property
+    def segmentation(self) -> Int[Tensor, "B H W"]: return torch.zeros_like(self.pixels[:, 0]).long()
 
 # %% ../../nbs/21_iterative.ipynb #c007c
 class IterativeModel(nn.Module):
@@ -101,16 +110,16 @@ class IterativeModel(nn.Module):
 
 # %% ../../nbs/21_iterative.ipynb #c008
 @patch
-def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"],
+def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float[Tensor, "B P"],
              noise: Float[Tensor, "B S L"]) -> Estimate:
-    "The loss at λ, from as many samples as there is noise for."
-    q = posterior(λ[:, None], "exp")
+    "The loss at this posterior (λ), from as many samples as there is noise for."
+    q = posterior_of(posterior[:, None], "exp")
     z = q.sample(noise)
     logits = self.decoder(z).unflatten(-1, x.shape[1:])
     nll = F.binary_cross_entropy_with_logits(logits, x[:, None].expand_as(logits),
                                              reduction="none").flatten(2).sum(-1).mean(1)
     pixels = logits.sigmoid().mean(1)
-    return Estimate(λ, pixels, nll, q.kl()[:, 0], torch.cat([(x - pixels).flatten(1), z.mean(1)], 1))
+    return Estimate(posterior, pixels, nll, q.kl()[:, 0], torch.cat([(x - pixels).flatten(1), z.mean(1)], 1))
 
 # %% ../../nbs/21_iterative.ipynb #c010
 def binarise(image: Float[Tensor, "B C H W"],
@@ -173,12 +182,12 @@ def refine(self: IterativeModel, x: Float[Tensor, "B C H W"], e: Estimate) -> Fl
 
 # %% ../../nbs/21_iterative.ipynb #c019
 @patch
-def step(self: IterativeModel, x: Float[Tensor, "B C H W"], λ: Float[Tensor, "B P"], generator,
+def step(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float[Tensor, "B P"], generator,
          keep_graph: bool = False, samples: int | None = None) -> Estimate:
-    "An estimate of the loss at λ with its gradient."
+    "An estimate of the loss at this posterior (λ), with its gradient."
     noise = normal(generator, len(x), samples or self.config.samples, self.config.latent, device=x.device)
     with torch.enable_grad():
-        e = self.estimate(x, leaf := λ.detach().requires_grad_(), noise)
+        e = self.estimate(x, leaf := posterior.detach().requires_grad_(), noise)
         gradient, = torch.autograd.grad(-e.elbo.sum(), leaf, retain_graph=keep_graph)
     return e._replace(gradient=gradient)
 

@@ -36,6 +36,7 @@ class RefinementConfig(Config):
         if self.kernel % 2 == 0: raise ValueError(f"refinement.kernel: must be odd, is {self.kernel}")
 
 # %% ../../nbs/13_refinement.ipynb #c006
+# what the LSTM remembers: hidden and cell state; None before the first iteration
 LSTMState = tuple[Float[Tensor, "N U"], Float[Tensor, "N U"]] | None
 
 # %% ../../nbs/13_refinement.ipynb #c006x

@@ -22,7 +22,7 @@ from .refinement import LSTMState, Refinement, stride_2_convolutions
 from ..training.metrics import decomposition_scores
 
 # %% ../../nbs/47_slot_frame.ipynb #c001d
-PLACE = .5  # the first two numbers of z are the place, row and column; 1 stands for so much of half a picture
+PLACE = .5  # the place, as a coordinate from -1 to 1, is PLACE times the first two numbers of z
 
 class FramedBroadcastConv(BroadcastConv):
     "The decoder's first layer with coordinates that count from the slot's place, z's first two numbers."
@@ -42,8 +42,8 @@ def whereabouts(responsibility: Float[Tensor, "N 1 H W"], posterior: Float[Tenso
     size = responsibility.new_tensor([h, w])
     weight = (responsibility - responsibility.mean((2, 3), keepdim=True)).relu() ** 2
     mass = weight.sum((1, 2, 3)).clamp_min(1e-6)
-    place = torch.stack([(weight.sum((1, 3)) * _line(h, weight)).sum(1),  # no product of matrices:
-                         # autocast rounds those
+    # sums, not a product of matrices, which autocast would round
+    place = torch.stack([(weight.sum((1, 3)) * _line(h, weight)).sum(1),
                          (weight.sum((1, 2)) * _line(w, weight)).sum(1)], 1) / mass[:, None]
     middle = (size // 2 - 1) / 2  # of the window, in pixels from its corner
     at = (place + 1) / 2 * (size - 1)
@@ -103,9 +103,11 @@ class SlotFrameConfig(IODINEConfig):
 class SlotFrameIODINE(IODINE):
     "IODINE whose slots measure their places, draw from there and look from there."
     def make_decoder(self) -> Decoder:
+        "The decoder, whose coordinates count from the slot's place."
         return Decoder(self.config.decoder, self.config.latent, self.config.image, FramedBroadcastConv)
 
     def make_refinement(self) -> FramedRefinement:
+        "The f_φ that looks twice."
         c = self.config
         return FramedRefinement(c.refinement, self.inputs.channels, self.inputs.flat, c.latent, c.image[1:])
 

@@ -301,7 +301,7 @@ def _objects(self: Explorer, k: int) -> widgets.VBox:
     words = widgets.HTML("from this scene (0) to the other (1), slot by slot:")
     return widgets.VBox([self.from_scene, self.other_view, self.theirs, buttons, words, self.amount])
 
-# %% ../../nbs/41_explorer.ipynb #c023x
+# %% ../../nbs/41_explorer.ipynb #c023y
 @patch
 def _tabs(self: Explorer, k: int) -> None:
     "To the right: traverse, iterations, objects."

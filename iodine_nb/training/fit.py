@@ -264,8 +264,7 @@ def _backward(model: _Loss, accelerator: Accelerator, config: TrainingConfig, st
 
 # %% ../../nbs/17_training.ipynb #c012b
 def train_step(model: _Loss, loader: Loader | Stream, optimiser, accelerator: Accelerator,
-               config: TrainingConfig,
-               step: int, asked: set[str]) -> dict[str, float]:
+               config: TrainingConfig, step: int, asked: set[str]) -> dict[str, float]:
     """One optimiser step; the model's scalars over the global batch, the gradient norm, and whether it was
     skipped."""
     for group in optimiser.param_groups: group["lr"] = config.learning_rate_at(step)
@@ -357,22 +356,20 @@ def _same_run(about: dict) -> dict:
 def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
         run: str | Path,  # folder of the record; a checkpoint in it is resumed
         held_out: SceneFile | None = None,  # scored every `evaluate_every` steps
-        # score(model, batch, generator=…) -> {name: [B]}; the loss itself if not said
-        score: Callable | None = None,
+        score: Callable | None = None,  # score(model, batch, generator=…) -> {name: [B]}; if None, the losses
         describe: dict | None = None,  # the rest of the configuration, for the record
         progress: bool = True) -> Record:
-    """Train a model until `config.steps` on a scene file, or on scenes generated as it goes; resume what was
-    begun."""
+    """Train a model until `config.steps`, or go on with a run; ValueError names what does not fit together.
+    FloatingPointError after 20 steps in a row without a finite loss and gradient."""
     record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
-    asked = loss_parameters(model, config.schedules)
+    asked, device = loss_parameters(model, config.schedules), accelerator.device
     _check_run(model, train, config, record, held_out, accelerator.num_processes)
     about = (describe or {}) | {"training": config.to_dict(), "data_file": train.describe()}
-    fast = config.precision == "bfloat16" or accelerator.device.type == "cuda"
-    model = (model.to(accelerator.device, memory_format=torch.channels_last) if fast
-             else model.to(accelerator.device))
-    run = _Run(model, train.loader(config.batch_size, config.seed, accelerator.device), accelerator, config,
-               record,
-               held_out, score or loss_scores, asked, _same_run(about))
+    fast = config.precision == "bfloat16" or device.type == "cuda"
+    model = model.to(device, memory_format=torch.channels_last) if fast else model.to(device)
+    loader = train.loader(config.batch_size, config.seed, device)
+    run = _Run(model, loader, accelerator, config, record, held_out, score or loss_scores, asked,
+               _same_run(about))
     return run.loop(run.begin(about), progress)
 
 # %% ../../nbs/17_training.ipynb #c020
@@ -483,8 +480,7 @@ def score_held_out(self: _Run, step: int) -> dict[str, float]:
 def not_finite(self: _Run, step: int) -> str:
     "Why a run was ended."
     rows = self.loader.rows(step - 1).tolist()
-    return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and "
-            "gradient; "
-            f"the last batch was scenes {rows}. The last good checkpoint is untouched. Likely causes: a "
-            "learning rate "
-            "that is too high, a sigma that is too small, bfloat16, or images with broken values")
+    return (f"{self.record.path}: 20 steps in a row, up to step {step}, without a finite loss and gradient; "
+            f"the last batch was scenes {rows}. The last good checkpoint is untouched. Likely causes: "
+            "a learning rate that is too high, a sigma that is too small, bfloat16, "
+            "or images with broken values")
