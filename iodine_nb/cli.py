@@ -283,15 +283,15 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, out: Pat
     (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         files = {data.name: SceneFile(data)} if data else held_out_files(x, Path(folder), scenes)
-        how = dict(seeds=range(seeds), scenes=scenes, **asked)
-        scores = {where: score(x, model.to(default_device()), file, **how)
-                  for where, file in files.items()}
+        model, how = model.to(default_device()), dict(seeds=range(seeds), scenes=scenes, **asked)
+        scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
             count = min(scenes, len(file))
             print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
             print(score_table(scores[where]))
     if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
 
+# %% ../nbs/19_cli.ipynb #c018b
 def _way(x: Experiment, asked: dict) -> str:
     "The way of inference in words."
     said = {"iterations": "T = {}", "slots": "K = {}", "descent": "descent {}", "kl_weight": "KL × {:g}",
