@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'SIZES', 'DEPTHS', 'WEIGHTS', 'CLIPPED', 'TIMES', 'STARTS', 'FITTED', 'CAPACITY', 'EXPLOSIONS', 'BEST',
            'PAIRS_USED', 'RESUMES', 'COLUMNS', 'norb_runs', 'ask', 'questions', 'norb_files', 'measure', 'run_norb',
-           'norb_scores', 'pca_errors', 'pca_report', 'resumed', 'resume_base', 'run_resumes', 'cell', 'norb_table']
+           'trained', 'norb_scores', 'pca_errors', 'pca_report', 'resumed', 'resume_base', 'run_resumes', 'cell',
+           'norb_table']
 
 # %% ../../nbs/55_norb_runs.ipynb #c002
 import json, tempfile
@@ -61,7 +62,7 @@ FITTED = {  # of norb_conv_fitted_48: question 2
     "conv optimal": dict(model__likelihood="optimal")}
 CAPACITY = {  # of norb_conv_48: question 5
     "unet": dict(model__skips=True), "wide": dict(model__channels=(8, 16, 32, 64, 128)),
-    "latent 32": dict(model__latent=32), "two convolutions": dict(model__convolutions=2),
+    "two convolutions": dict(model__convolutions=2),
     "3 times as long": dict(training__steps=3_000, training__decay_steps=3_000)}
 
 # %% ../../nbs/55_norb_runs.ipynb #c009
@@ -132,7 +133,15 @@ def run_norb(asked: Ablation, arm: str, seed: int, files: dict[str, SceneFile],
             progress=False)
     if finished(asked, arm, seed): write_json(record.path / "scores.json", measure(model, x, files))
 
-# %% ../../nbs/55_norb_runs.ipynb #c016
+# %% ../../nbs/55_norb_runs.ipynb #c015
+def trained(asked: Ablation, arm: str, seed: int) -> VAE:
+    "The model of a run whose checkpoint is still there (checkpoints are not kept with the book)."
+    checkpoint = asked.record(arm, seed).checkpoint
+    load_weights(model := build(asked.experiment(arm, seed)), checkpoint_weights(open_tensors(checkpoint)[0]),
+                 checkpoint)
+    return model.eval()
+
+# %% ../../nbs/55_norb_runs.ipynb #c017
 def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
     "One number of every measured run, by its place in scores.json: arm -> values over seeds."
     found = {}
@@ -145,7 +154,7 @@ def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
             found.setdefault(arm, []).append(value)
     return found
 
-# %% ../../nbs/55_norb_runs.ipynb #c018
+# %% ../../nbs/55_norb_runs.ipynb #c019
 def pca_errors(pca: PCA, images: Float[np.ndarray, "N P"], components: list[int]) -> list[float]:
     "MSE per pixel of what the first n components make of pictures, for each n."
     centred = images - pca.mean_
@@ -163,7 +172,7 @@ def pca_report(pca: PCA, files: dict[str, SceneFile], pictures: int = 3_000) -> 
             "variance": pca.explained_variance_.tolist(), "lowest": coefficients.min(0).tolist(),
             "highest": coefficients.max(0).tolist()}
 
-# %% ../../nbs/55_norb_runs.ipynb #c020
+# %% ../../nbs/55_norb_runs.ipynb #c021
 RESUMES = ("complete", "no optimiser state", "no batch norm statistics", "head not saved",
            "another random state")
 
@@ -180,7 +189,7 @@ def _spoiled(tensors: dict, header: dict, way: str) -> tuple[dict, dict]:
         header = header | {"config": json.dumps(config)}
     return tensors, header
 
-# %% ../../nbs/55_norb_runs.ipynb #c021
+# %% ../../nbs/55_norb_runs.ipynb #c022
 def resumed(way: str, x: Experiment, checkpoint: Path, files: dict[str, SceneFile], folder: Path,
             steps: int = 50) -> dict:
     "Go on from a checkpoint in one of the ways: losses before any step, and in each of the steps after it."
@@ -201,7 +210,7 @@ def resumed(way: str, x: Experiment, checkpoint: Path, files: dict[str, SceneFil
     return {"before": before, "training": [line["loss"] for line in after],
             "held_out": [-v for v in run.curve("held_out_elbo")[1].tolist()]}
 
-# %% ../../nbs/55_norb_runs.ipynb #c022
+# %% ../../nbs/55_norb_runs.ipynb #c023
 def resume_base(way: str, seed: int) -> Experiment:
     "A model that is stopped after 500 steps; its head is a frozen one where the head is not saved."
     changes = dict(model__likelihood="frozen_head") if way == "head not saved" else {}
@@ -224,7 +233,7 @@ def run_resumes(files: dict[str, SceneFile], pca: PCA, seeds: tuple[int, ...] = 
                 found[way].append(stopped | again)
     return found
 
-# %% ../../nbs/55_norb_runs.ipynb #c023
+# %% ../../nbs/55_norb_runs.ipynb #c024
 COLUMNS = {  # label -> place in scores.json, factor, digits
     "1000 × MSE, training": (("train", "mse"), 1e3, 2), "validation": (("validation", "mse"), 1e3, 2),
     "unseen": (("test", "mse"), 1e3, 2), "ELBO, unseen, nats": (("test", "elbo"), 1, 0),
