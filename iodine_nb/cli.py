@@ -283,9 +283,8 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, out: Pat
     (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         files = {data.name: SceneFile(data)} if data else held_out_files(x, Path(folder), scenes)
-        how = dict(seeds=range(seeds), scenes=scenes, **asked)
-        scores = {where: score(x, model.to(default_device()), file, **how)
-                  for where, file in files.items()}
+        model, how = model.to(default_device()), dict(seeds=range(seeds), scenes=scenes, **asked)
+        scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
             count = min(scenes, len(file))
             print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
