@@ -8,7 +8,6 @@ __all__ = ['family', 'GenerativeConfig', 'IODINEConfig', 'check_config', 'Evalua
 
 # %% ../../nbs/14_iodine.ipynb #c002
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core import Config, Family, Noise, check_shape, normal
 from ..scenes.format import Batch
-from ..training.metrics import decomposition_scores
+from ..training.metrics import decomposition_scores, each_tensor
 from .decoder import Decoder, DecoderConfig
 from .distributions import Mixture, Posterior, spatial_mixture
 from .distributions import posterior as posterior_of
@@ -108,18 +107,13 @@ class Evaluation(_State):
         "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
         return self.mixture.log_joint[:, :, 0].argmax(1)
 
-    def detached(self) -> "Evaluation": return _each(self, Tensor.detach)
-
-# %% ../../nbs/14_iodine.ipynb #c007y
-def _each(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
-    "Every tensor of a named tuple (they may nest) changed."
-    return type(e)(*(_each(v, change) if isinstance(v, tuple) else change(v) for v in e))
+    def detached(self) -> "Evaluation": return each_tensor(self, Tensor.detach)
 
 # %% ../../nbs/14_iodine.ipynb #c007z
 @patch
 def rows(self: Evaluation, rows) -> Evaluation:
     "The evaluation of some images."
-    return _each(self, lambda v: v[rows])
+    return each_tensor(self, lambda v: v[rows])
 
 def join_evaluations(parts: list[Evaluation]) -> Evaluation:
     "One evaluation of all images, from evaluations of some each."

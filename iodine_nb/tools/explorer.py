@@ -22,7 +22,7 @@ from ..core import seeded
 from ..experiments.experiment import Experiment, card_of, load_model
 from ..scenes.format import Batch, SceneFile, Scenes, fit_picture
 from .plots import SLOT_COLOURS, in_nats
-from ..training.metrics import Decomposition, TakesApart
+from ..training.metrics import Decomposition, TakesApart, each_tensor
 
 # %% ../../nbs/41_explorer.ipynb #c005
 class Exploration:
@@ -64,15 +64,11 @@ def open_image(self: Exploration, image: Float[Tensor, "C H W"]) -> None:
     best = self.model.infer(image[None].expand(self.restarts, -1, -1, -1), generator=seeded(0), **how)
     loss = getattr(best[self.steps], "loss", None)  # at training's T, without looking at the truth
     run = loss.argmin() if loss is not None else torch.tensor(0)
-    self.trace = [_row(e, run) for e in best]
+    self.trace = [each_tensor(e, lambda v: v[run:run + 1]) for e in best]
     self.start, self.past = self.trace[self.steps].latents[0], []
     kl = getattr(self.trace[self.steps], "kl", None)
     self.slot = kl[0].argmax().item() if kl is not None and kl.ndim == 2 else 0  # the slot that carries most
     self._show(self.start, torch.ones(len(self.start), dtype=torch.bool))
-
-def _row(e: Decomposition, i: Tensor) -> Decomposition:
-    "One picture of a batch."
-    return type(e)(*(_row(v, i) if isinstance(v, tuple) else v if v is None else v[i:i + 1] for v in e))
 
 # %% ../../nbs/41_explorer.ipynb #c006a
 @patch

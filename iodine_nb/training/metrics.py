@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
-           'mean_iou', 'Decomposition', 'TakesApart', 'segmentation_scores', 'decomposition_scores', 'loss_scores',
-           'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'object_latents', 'probe_factors',
-           'disentanglement', 'probe_table']
+           'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'segmentation_scores', 'decomposition_scores',
+           'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'object_latents',
+           'probe_factors', 'disentanglement', 'probe_table']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -83,6 +83,12 @@ class TakesApart(Protocol):
     def decode(self,
                z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
         "Every slot's picture, and its mask's logits."
+
+# %% ../../nbs/16_metrics.ipynb #c012n
+def each_tensor(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
+    "Every tensor of a named tuple (they may nest) changed; what is None stays None."
+    one = lambda v: each_tensor(v, change) if isinstance(v, tuple) else v if v is None else change(v)
+    return type(e)(*map(one, e))
 
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
