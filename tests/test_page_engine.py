@@ -81,7 +81,8 @@ def numbers(v: str, *shape: int) -> torch.Tensor:
 
 
 INFER = """
-  const response = await fetch(name), model = await engine.load(wasm, new Uint8Array(await response.arrayBuffer()));
+  const response = await fetch(name);
+  const model = await engine.load(wasm, new Uint8Array(await response.arrayBuffer()));
   let draw = 0;
   const found = [...model.infer(floats(image), { slots, iterations, noise: () => floats(noises[draw++]) })];
   const last = found.at(-1), again = model.decode(last.z);
@@ -99,7 +100,7 @@ def compare(page, name, model, image, slots=None, iterations=None, precision="fl
     try: ours = model.infer(image, slots, iterations, generator=seeded(0))
     finally: del model.noise
     page.weights[name] = page_bytes(model, precision)
-    slots, (c, h, w) = slots or model.config.slots, model.config.image
+    slots, (_, h, w) = slots or model.config.slots, model.config.image
     theirs = page.run(INFER, name=name, image=text(image[0].movedim(0, -1)), slots=slots,
                       noises=[text(v) for v in noises], iterations=len(ours) - 1)
     assert theirs["draws"] == len(noises)
@@ -130,8 +131,8 @@ def test_half_precision_keeps_the_pixels_with_their_slots(page):
     assert (masks.argmax(0) == ours[-1].segmentation[0]).float().mean() > .98
 
 
-SMALL = dict(image=[1, 9, 12], slots=3, latent=5, sigma=.4, means="sigmoid", variance="softplus", start="per_slot",
-             prior_variance=.7, kl_weight=.5, iterations=3,
+SMALL = dict(image=[1, 9, 12], slots=3, latent=5, sigma=.4, means="sigmoid", variance="softplus",
+             start="per_slot", prior_variance=.7, kl_weight=.5, iterations=3,
              decoder=dict(channels=[6, 5], kernel=3, upsampling=1),
              refinement=dict(channels=[6, 7], kernel=5, pooling="average", mlp=[9, 5], lstm=6))
 
@@ -218,7 +219,8 @@ def test_every_known_field_has_a_refusal():
 
 @pytest.mark.parametrize("name, change", UNKNOWN)
 def test_what_is_unknown_is_refused_before_a_page_is_made(name, change):
-    with pytest.raises(ValueError, match=f"^{name}: "): page_bytes(IODINE(preset("desk").change(**change).model))
+    model = IODINE(preset("desk").change(**change).model)
+    with pytest.raises(ValueError, match=f"^{name}: "): page_bytes(model)
 
 
 @in_browser
@@ -248,6 +250,7 @@ def test_a_picture_of_another_size_is_refused(page):
 def test_the_kernel_is_what_its_source_says(tmp_path):
     "As `make wasm` compiles it."
     recipe = (WEB.parent.parent / "Makefile").read_text().partition("-m ziglang ")[2].splitlines()[0]
-    command = recipe.replace("$(WEB)/kernel.wasm", str(tmp_path / "k.wasm")).replace("$(WEB)", str(WEB)).split()
+    made = tmp_path / "kernel.wasm"
+    command = recipe.replace("$(WEB)/kernel.wasm", str(made)).replace("$(WEB)", str(WEB)).split()
     subprocess.run([sys.executable, "-m", "ziglang", *command], check=True, capture_output=True)
-    assert (tmp_path / "k.wasm").read_bytes() == (WEB / "kernel.wasm").read_bytes(), "run make wasm, and commit it"
+    assert made.read_bytes() == (WEB / "kernel.wasm").read_bytes(), "run make wasm, and commit it"

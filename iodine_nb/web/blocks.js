@@ -18,7 +18,8 @@ export class Memory {
 
   // All of the memory as numbers; made anew when it has grown, as the old view is empty then.
   get floats() {
-    if (this.view?.buffer !== this.kernel.memory.buffer) this.view = new Float32Array(this.kernel.memory.buffer);
+    const { buffer } = this.kernel.memory;
+    if (this.view?.buffer !== buffer) this.view = new Float32Array(buffer);
     return this.view;
   }
   allocate(count) { return this.kernel.alloc(4 * count); }
@@ -39,10 +40,11 @@ export class Picture {
   }
   at(y, x) { return this.address + 4 * ((y + this.border) * this.row + x + this.border) * this.channels; }
 
-  // f(where the pixel's first channel lies in memory.floats, the pixel's number), for every pixel.
-  forEach(f) {
-    for (let y = 0, pixel = 0; y < this.height; y++)
-      for (let x = 0, at = this.at(y, 0) >> 2; x < this.width; x++, at += this.channels) f(at, pixel++);
+  // f(where the pixel's first channel lies in memory.floats, the pixel's number), for every pixel, or for those
+  // of the upper left corner.
+  forEach(f, height = this.height, width = this.width) {
+    for (let y = 0, pixel = 0; y < height; y++)
+      for (let x = 0, at = this.at(y, 0) >> 2; x < width; x++, at += this.channels) f(at, pixel++);
   }
   elu() {
     this.memory.kernel.elu(this.at(0, 0), this.row * this.channels, this.height, this.width * this.channels);
@@ -56,8 +58,8 @@ export class Picture {
 
 // ---- weights in the kernel's order ------------------------------------------------------------------------
 
-// Weights in the order [block of eight outputs][tap][input][output in the block]; get(output, input, tap) gives one.
-// Where the kernel has more inputs or outputs than the layer (they are rounded up to four), weights are zero.
+// Weights in the order [block of eight outputs][tap][input][output in the block]; get(output, input, tap) gives
+// one. Where the kernel has more inputs or outputs than the layer (they are rounded up to four), weights are zero.
 function packed(layer, get) {
   const { outputs, inputs, taps, realOutputs = outputs, realInputs = inputs } = layer;
   const order = new Float32Array(outputs * inputs * taps);
@@ -76,7 +78,8 @@ const padded = (bias, length) => { const b = new Float32Array(length); b.set(bia
 function convolve(from, to, plan, height, width) {
   const { fromStep = 1, toStep = 1, toY = 0, toX = 0, taps, tap, weight, bias = 0 } = plan;
   from.memory.kernel.convolve(from.at(0, 0), from.row, fromStep, from.channels,
-                              to.at(toY, toX), to.row, toStep, to.channels, height, width, taps, tap, weight, bias);
+                              to.at(toY, toX), to.row, toStep, to.channels, height, width,
+                              taps, tap, weight, bias);
 }
 
 // Row and column of each of a kernel's taps, counted from its upper left corner.
@@ -95,26 +98,30 @@ export class Convolution {
     this.plan = { fromStep: stride, taps, tap: row(from), weight: memory.put(packed(there, at)),
                   bias: memory.put(padded(bias.data, to.channels)) };
     // The way back is a convolution again: inputs and outputs change places, and the kernel is turned around.
-    if (stride === 1)
-      this.backPlan = { taps, tap: row(to), weight: memory.put(packed(back, (i, o, t) => at(o, i, taps - 1 - t))) };
+    const turned = (i, o, t) => at(o, i, taps - 1 - t);
+    if (stride === 1) this.backPlan = { taps, tap: row(to), weight: memory.put(packed(back, turned)) };
   }
   forward(from, to) { convolve(from, to, this.plan, to.height, to.width); }
   backward(gradient, to) { convolve(gradient, to, this.backPlan, to.height, to.width); }
 }
 
-// A transposed convolution that doubles the size (stride 2, padding k / 2, output padding 1): weight [I, O, k, k].
+// A transposed convolution that doubles the size (stride 2, padding k / 2, output padding 1), of PyTorch's weight
+// [I, O, k, k].
 export class Doubling {
   constructor(memory, from, to, { data, shape: [I, O, k] }, bias) {
     const half = k >> 1, at = (o, i, t) => data[(i * O + o) * k * k + t];
     const biasAt = memory.put(padded(bias.data, to.channels));
-    // Pixel (2y + p, 2x + q) of the output sees only those taps (a, b) for which p + half - a and q + half - b are
-    // even. So each of the four kinds of pixels (p, q) is a small convolution of its own.
+    // Pixel (2y + p, 2x + q) of the output sees only those taps (a, b) for which p + half - a and q + half - b
+    // are even. So each of the four kinds of pixels (p, q) is a small convolution of its own.
     this.plans = [[0, 0], [0, 1], [1, 0], [1, 1]].map(([p, q]) => {
-      const seen = [...tapsOf(k).entries()].filter(([, [a, b]]) => (p + half - a) % 2 === 0 && (q + half - b) % 2 === 0);
+      const even = (n) => n % 2 === 0;
+      const seen = [...tapsOf(k).entries()].filter(([, [a, b]]) => even(p + half - a) && even(q + half - b));
       const moves = seen.map(([, [a, b]]) => (p + half - a) / 2 * from.row + (q + half - b) / 2);
-      const shape = { outputs: to.channels, inputs: from.channels, realOutputs: O, realInputs: I, taps: seen.length };
-      return { toStep: 2, toY: p, toX: q, taps: seen.length, tap: memory.put(new Int32Array(moves)), bias: biasAt,
-               weight: memory.put(packed(shape, (o, i, t) => at(o, i, seen[t][0]))) };
+      const shape = { outputs: to.channels, inputs: from.channels, realOutputs: O, realInputs: I,
+                      taps: seen.length };
+      const weight = packed(shape, (o, i, t) => at(o, i, seen[t][0]));
+      return { toStep: 2, toY: p, toX: q, taps: seen.length, tap: memory.put(new Int32Array(moves)),
+               weight: memory.put(weight), bias: biasAt };
     });
     // The way back is an ordinary convolution of stride 2 with the same kernel.
     const back = { outputs: from.channels, inputs: to.channels, realOutputs: I, realInputs: O, taps: k * k };
@@ -133,7 +140,8 @@ export class Linear {
   constructor(memory, { data, shape: [O, I] }, bias) {
     Object.assign(this, { memory, inputs: I, outputs: O, room: 0 });
     const shape = { outputs: roundUp(O), inputs: I, realOutputs: O, taps: 1 };
-    this.plan = { taps: 1, tap: memory.put(new Int32Array(1)), weight: memory.put(packed(shape, (o, i) => data[o * I + i])),
+    this.plan = { taps: 1, tap: memory.put(new Int32Array(1)),
+                  weight: memory.put(packed(shape, (o, i) => data[o * I + i])),
                   bias: bias ? memory.put(padded(bias.data, roundUp(O))) : 0 };
   }
   forward(x) {  // [N, I] -> [N, O]
@@ -160,7 +168,10 @@ export function beside(n, ...tables) {
   const out = new Float32Array(n * width);
   for (let row = 0; row < n; row++) {
     let at = row * width;
-    tables.forEach((t, i) => { out.set(t.subarray(row * widths[i], (row + 1) * widths[i]), at); at += widths[i]; });
+    tables.forEach((table, i) => {
+      out.set(table.subarray(row * widths[i], (row + 1) * widths[i]), at);
+      at += widths[i];
+    });
   }
   return out;
 }
@@ -205,15 +216,17 @@ export class GRU {
 
 // ---- normalisation and attention --------------------------------------------------------------------------
 
-// PyTorch's GroupNorm of one picture [places, channels]: mean and variance over each group of channels, then a scale
-// and a shift for every channel. One group is what IODINE calls layer normalisation. `scale` and `shift` [channels].
+// PyTorch's GroupNorm of one picture [places, channels]: mean and variance over each group of channels, then a
+// scale and a shift for every channel. One group is what IODINE calls layer normalisation.
 export function groupNorm(v, channels, scale, shift, groups = 1) {
   const out = new Float32Array(v.length), size = channels / groups, count = v.length / groups;
   for (let first = 0; first < channels; first += size) {
     let mean = 0, variance = 0;
-    for (let at = first; at < v.length; at += channels) for (let c = 0; c < size; c++) mean += v[at + c];
+    for (let at = first; at < v.length; at += channels)
+      for (let c = 0; c < size; c++) mean += v[at + c];
     mean /= count;
-    for (let at = first; at < v.length; at += channels) for (let c = 0; c < size; c++) variance += (v[at + c] - mean) ** 2;
+    for (let at = first; at < v.length; at += channels)
+      for (let c = 0; c < size; c++) variance += (v[at + c] - mean) ** 2;
     const by = 1 / Math.sqrt(variance / count + 1e-5);
     for (let at = 0; at < v.length; at += channels)
       for (let c = first; c < first + size; c++) out[at + c] = (v[at + c] - mean) * by * scale[c] + shift[c];

@@ -1,14 +1,14 @@
 // IODINE in a page: a scene is taken apart, and slots are decoded, without a server.
 //
-//   const model = await load(wasm, weights);              // the bytes of kernel.wasm, and what page_bytes wrote
-//   for (const seen of model.infer(image)) draw(seen);    // image [H, W, C] from 0 to 1; one evaluation an iteration
-//   const { means, maskLogits } = model.decode(seen.z);
+//   const model = await load(wasm, weights);            // the bytes of kernel.wasm, and what page_bytes wrote
+//   for (const seen of model.infer(image)) draw(seen);  // image [H, W, C] from 0 to 1; once an iteration
+//   const { means, maskLogits } = model.decode(z);      // latents [K, D]
 //
-// It computes what `IODINE.infer` of the library computes, with the gradients written by hand: 48_gradient_by_hand
-// derives each of them, and the comments here say only which one it is. Channels are last everywhere: λ [K, 2D],
-// means [K, H, W, C], masks [K, H, W].
-import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp, sigmoid }
-  from "./blocks.js";
+// It computes what `IODINE.infer` of the library computes, with the gradients written by hand: the chapter
+// 48_gradient_by_hand derives each of them, and the comments here say only which one it is. Channels are last
+// everywhere: λ [K, 2D], means [K, H, W, C], masks [K, H, W].
+import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp,
+         sigmoid } from "./blocks.js";
 
 // ---- weights and configurations ---------------------------------------------------------------------------
 
@@ -37,16 +37,17 @@ function flat(fields, above = "") {
 
 // An error that names the first field that this engine does not know.
 export function checkKnown({ kind, model }) {
-  if (!KINDS.includes(kind)) throw new Error(`kind: the page's engine knows ${KINDS.join(" and ")}, is '${kind}'`);
+  const refuse = (sentence) => { throw new Error(sentence); };
+  if (!KINDS.includes(kind)) refuse(`kind: the page's engine knows ${KINDS.join(" and ")}, is '${kind}'`);
   for (const [name, value] of Object.entries(flat(model))) {
-    if (!(name in KNOWN)) throw new Error(`model.${name}: the page's engine does not know this field`);
+    if (!(name in KNOWN)) refuse(`model.${name}: the page's engine does not know this field`);
     const known = KNOWN[name];
     if (name === "inputs") {
-      if (String(value) !== String(known)) throw new Error("model.inputs: the page's engine needs all rows of the table");
+      if (String(value) !== String(known)) refuse("model.inputs: the page's engine needs all rows of the table");
     } else if (known && !known.includes(value))
-      throw new Error(`model.${name}: the page's engine knows ${known.join(" and ")}, is '${value}'`);
+      refuse(`model.${name}: the page's engine knows ${known.join(" and ")}, is '${value}'`);
   }
-  if (!model.refinement.lstm) throw new Error("model.refinement.lstm: the page's engine needs at least 1 unit, is 0");
+  if (!model.refinement.lstm) refuse("model.refinement.lstm: the page's engine needs at least 1 unit, is 0");
 }
 
 // A half-precision number from its sixteen bits: sign, five bits of exponent, ten of fraction.
@@ -90,8 +91,8 @@ const PLACE = 0.5;  // of 47_slot_frame: a place of 1 is so much of half a pictu
 // torch.linspace(-1, 1, n)[i]
 const coordinate = (i, n) => (n === 1 ? -1 : -1 + (2 * i) / (n - 1));
 
-// The decoder's first layer in closed form: the latent is the same at every place, so each tap of the kernel has one
-// small product with it, which counts wherever the tap is inside of the picture (11_decoder).
+// The decoder's first layer in closed form: the latent is the same at every place, so each tap of the kernel has
+// one small product with it, which counts wherever the tap is inside of the picture (11_decoder).
 class BroadcastConvolution {
   constructor(memory, to, weight, bias, framed) {
     const [O, I, k] = weight.shape, P = to.height * to.width, taps = k * k;
@@ -124,8 +125,8 @@ class BroadcastConvolution {
   at(o, i, t) { return this.weight[(o * this.I + i) * this.taps + t]; }
 
   product(from, to, plan) {
-    this.memory.kernel.convolve(from.address, from.width, 1, from.channels, to.address, to.width, 1, to.channels,
-                                1, to.width, 1, plan.tap, plan.weight, 0);
+    this.memory.kernel.convolve(from.address, from.width, 1, from.channels,
+                                to.address, to.width, 1, to.channels, 1, to.width, 1, plan.tap, plan.weight, 0);
   }
   forward(z, to) {
     const D = z.length;
@@ -140,7 +141,8 @@ class BroadcastConvolution {
     this.product(this.inside, this.sums, this.plan);
     const { floats } = this.memory, sums = this.sums.address >> 2;
     to.forEach((at, pixel) => {
-      for (let o = 0, i = pixel * to.channels; o < to.channels; o++, i++) floats[at + o] = floats[sums + i] + this.place[i];
+      const first = pixel * to.channels;
+      for (let o = 0; o < to.channels; o++) floats[at + o] = floats[sums + first + o] + this.place[first + o];
     });
   }
   backward(gradient) {  // -> ∂L/∂z [D]
@@ -156,14 +158,15 @@ class BroadcastConvolution {
     this.product(this.turned, this.ofTaps, this.backPlan);
     const g = this.memory.read(this.ofTaps.address, this.taps * channels), gz = new Float32Array(this.latents);
     for (let d = 0; d < gz.length; d++)
-      for (let o = 0; o < this.O; o++) for (let t = 0; t < this.taps; t++) gz[d] += g[t * channels + o] * this.at(o, d, t);
+      for (let o = 0; o < this.O; o++)
+        for (let t = 0; t < this.taps; t++) gz[d] += g[t * channels + o] * this.at(o, d, t);
     if (!this.framed) return gz;
     const D = gz.length;
     return Float32Array.of(-PLACE * gz[D - 2], -PLACE * gz[D - 1], ...gz.subarray(0, D - 2));
   }
 }
 
-// One slot's latent to its picture, and back. Every slot keeps its pictures, as the way back needs ELU's outputs.
+// One slot's latent to its picture, and back. Every slot keeps its pictures: the way back needs ELU's outputs.
 class Decoder {
   constructor(memory, { image: [C, H, W], decoder }, tensors, framed) {
     const { channels, kernel, upsampling } = decoder, widths = [...channels, C + 1].map(roundUp);
@@ -178,7 +181,8 @@ class Decoder {
     this.first = new BroadcastConvolution(memory, g, of(0, "conv.weight"), of(0, "conv.bias"), framed);
     this.layers = channels.map((_, i) => {
       const Layer = doublings(i + 1) > doublings(i) ? Doubling : Convolution;
-      return new Layer(memory, this.gradients[i], this.gradients[i + 1], of(i + 1, "weight"), of(i + 1, "bias"));
+      const [from, to] = [this.gradients[i], this.gradients[i + 1]];  // any pictures of these sizes
+      return new Layer(memory, from, to, of(i + 1, "weight"), of(i + 1, "bias"));
     });
   }
   forward(z, slot) {  // -> the picture of means and mask logits; not yet cropped
@@ -187,7 +191,8 @@ class Decoder {
     this.layers.forEach((layer, i) => { pictures[i].elu(); layer.forward(pictures[i], pictures[i + 1]); });
     return pictures.at(-1);
   }
-  // ∂L/∂z of what was decoded last for this slot, from the gradient that the caller wrote into `gradients.at(-1)`.
+  // ∂L/∂z of what was decoded last for this slot; the caller has written the gradient of the picture of means and
+  // mask logits into `gradients.at(-1)`.
   backward(slot) {
     for (let i = this.layers.length - 1; i >= 0; i--) {
       this.layers[i].backward(this.gradients[i + 1], this.gradients[i]);
@@ -199,7 +204,7 @@ class Decoder {
 
 // ---- the mixture of the slots -----------------------------------------------------------------------------
 
-// log Σ exp over all slots but one. `v` has a value for each slot, `e` their exp(v - v[top]), `sum` the sum of e.
+// log Σ exp over all slots but one. `v` has a value for each slot, `e` exp(v - v[top]), `sum` the sum of e.
 function logSumOfOthers(v, e, top, sum, slot) {
   if (slot !== top) return v[top] + Math.log(Math.max(sum - e[slot], 1));  // the largest is among the others
   let second = -Infinity, rest = 0;
@@ -223,12 +228,14 @@ function spatialMixture(image, means, maskLogits, slots, channels, sigma) {
   const out = { masks: many(), responsibilities: many(), maskPosterior: many(), leaveOneOut: many(),
                 maskGradient: many(), meansGradient: new Float32Array(slots * N * channels),
                 logLikelihood: new Float32Array(N) };
-  const row = () => new Float64Array(slots), [mask, joint, own, eMask, eJoint, eOwn] = [0, 0, 0, 0, 0, 0].map(row);
+  const row = () => new Float64Array(slots);
+  const mask = row(), joint = row(), own = row(), eMask = row(), eJoint = row(), eOwn = row();
   const constant = channels * (Math.log(sigma) + 0.5 * Math.log(2 * Math.PI));
   for (let p = 0; p < N; p++) {
     for (let s = 0; s < slots; s++) {
       let error = 0;
-      for (let c = 0; c < channels; c++) error += (image[p * channels + c] - means[(s * N + p) * channels + c]) ** 2;
+      for (let c = 0, q = s * N + p; c < channels; c++)
+        error += (image[p * channels + c] - means[q * channels + c]) ** 2;
       own[s] = -0.5 * error / sigma ** 2 - constant;       // log p(x | μ_s)
       mask[s] = maskLogits[s * N + p];
     }
@@ -259,7 +266,8 @@ class Looking {
     this.pooling = pooling;
     this.pictures = [new Picture(memory, height, width, inputs, kernel >> 1)];
     this.layers = channels.map((c, i) => {
-      const from = this.pictures[i], to = new Picture(memory, (from.height + 1) >> 1, (from.width + 1) >> 1, roundUp(c), kernel >> 1);
+      const from = this.pictures[i], [h, w] = [from.height, from.width].map((size) => (size + 1) >> 1);
+      const to = new Picture(memory, h, w, roundUp(c), kernel >> 1);
       this.pictures.push(to);
       return new Convolution(memory, from, to, of(2 * i, "weight"), of(2 * i, "bias"), 2);
     });
@@ -277,7 +285,8 @@ class Looking {
     const out = new Float32Array(this.channels * (average ? 1 : size));
     last.forEach((at, pixel) => {
       for (let c = 0; c < this.channels; c++)
-        if (average) out[c] += floats[at + c] / size; else out[c * size + pixel] = floats[at + c];  // PyTorch's order
+        if (average) out[c] += floats[at + c] / size;
+        else out[c * size + pixel] = floats[at + c];  // in PyTorch's order, channel by channel
     });
     return out;
   }
@@ -289,8 +298,8 @@ function round(v) {
   return rest < 0.5 ? down : rest > 0.5 ? down + 1 : down + (down & 1);
 }
 
-// Where the pixels are that a slot is responsible for (47_slot_frame.whereabouts): their centre, the corner of the
-// window around it, and the five numbers that the network is told.
+// Where the pixels are that a slot is responsible for (whereabouts of 47_slot_frame): their centre, the corner of
+// the window around it, and the five numbers that the network is told.
 function whereabouts(responsibility, H, W, oldPlace) {
   const mean = responsibility.reduce((a, b) => a + b, 0) / responsibility.length;
   let mass = 0, row = 0, column = 0;
@@ -304,8 +313,9 @@ function whereabouts(responsibility, H, W, oldPlace) {
   const place = [row / mass, column / mass], size = [H, W];
   const at = place.map((v, i) => ((v + 1) / 2) * (size[i] - 1)), middle = size.map((s) => ((s >> 1) - 1) / 2);
   const corner = at.map((v, i) => round(v - middle[i]));
-  return { place, corner, measured: [...place.map((v, i) => v - PLACE * oldPlace[i]), 4 * Math.sqrt(mass / (H * W)),
-    ...at.map((v, i) => ((v - corner[i] - middle[i]) / (size[i] - 1)) * (size[i] / 2))] };
+  const moved = place.map((v, i) => v - PLACE * oldPlace[i]);
+  const inWindow = at.map((v, i) => ((v - corner[i] - middle[i]) / (size[i] - 1)) * (size[i] / 2));
+  return { place, corner, measured: [...moved, 4 * Math.sqrt(mass / (H * W)), ...inWindow] };
 }
 
 // f_φ: from what one slot sees to its next λ.
@@ -317,20 +327,22 @@ class Refinement {
     const looking = (part, h, w) => new Looking(memory, refinement, this.inputs, h, w, of(part));
     this.whole = framed ? looking("convolutions", H >> 1, W >> 1) : looking("convolutions", H, W);
     if (framed) this.window = looking("window", H >> 1, W >> 1);
-    this.mlp = refinement.mlp.map((_, i) => new Linear(memory, of("mlp")(2 * i, "weight"), of("mlp")(2 * i, "bias")));
+    const mlp = of("mlp");
+    this.mlp = refinement.mlp.map((_, i) => new Linear(memory, mlp(2 * i, "weight"), mlp(2 * i, "bias")));
     const lstm = (name) => tensors[`refinement.lstm.${name}`];
     this.lstm = new LSTM(memory, lstm("weight_ih"), lstm("weight_hh"), lstm("bias_ih"), lstm("bias_hh"));
     this.head = new Linear(memory, tensors["refinement.head.weight"], tensors["refinement.head.bias"]);
   }
   // `seen` [H, W, I]: all features of the convolutions; `corner` only for a slot with a frame.
   look(seen, corner) {
-    const { inputs: I, W, H } = this, copy = (floats, at, from) => floats.set(seen.subarray(from, from + I), at);
+    const { inputs: I, W, H } = this;
+    const copy = (floats, at, from) => floats.set(seen.subarray(from, from + I), at);
     if (!this.framed) return this.whole.forward((floats, at, pixel) => copy(floats, at, pixel * I));
     const half = W >> 1, split = (pixel) => [Math.floor(pixel / half), pixel % half];
     const whole = this.whole.forward((floats, at, pixel) => {       // each pixel the mean of four
       const [y, x] = split(pixel), from = (2 * y * W + 2 * x) * I;
-      for (let i = 0; i < I; i++)
-        floats[at + i] = (seen[from + i] + seen[from + I + i] + seen[from + W * I + i] + seen[from + W * I + I + i]) / 4;
+      for (let i = from; i < from + I; i++)
+        floats[at + i - from] = (seen[i] + seen[i + I] + seen[i + W * I] + seen[i + W * I + I]) / 4;
     });
     const near = this.window.forward((floats, at, pixel) => {       // the window; zero outside of the picture
       const [y, x] = split(pixel), row = corner[0] + y, column = corner[1] + x;
@@ -380,8 +392,9 @@ export class Iodine {
   start(slots, noise) {
     const { latent: D, start } = this.config, { data, shape: [learned] } = this.first;
     if (start === "per_slot" && slots > learned)
-      throw new Error(`slots: this model has learned a start for each of ${learned} slots, cannot run with ${slots}`);
-    const λ = Float32Array.from({ length: slots * 2 * D }, (_, i) => data[start === "per_slot" ? i : i % (2 * D)]);
+      throw new Error(`slots: this model has learned a start for each of ${learned}, cannot run with ${slots}`);
+    const length = slots * 2 * D;
+    const λ = Float32Array.from({ length }, (_, i) => data[start === "per_slot" ? i : i % (2 * D)]);
     if (start === "drawn") noise(slots * D).forEach((v, i) => { λ[2 * i - (i % D)] += v; });
     return λ;
   }
@@ -399,12 +412,14 @@ export class Iodine {
   decode(z) {
     const { latent: D, means: kind } = this.config, { C, W, H, N } = this, K = z.length / D;
     const means = new Float32Array(K * N * C), maskLogits = new Float32Array(K * N);
+    const mean = kind === "sigmoid" ? sigmoid : (v) => v;
     for (let s = 0; s < K; s++) {
       const out = this.decoder.forward(z.subarray(s * D, (s + 1) * D), s), { floats } = out.memory;
-      for (let y = 0, q = s * N; y < H; y++) for (let x = 0, at = out.at(y, 0) >> 2; x < W; x++, at += out.channels, q++) {
-        for (let c = 0; c < C; c++) means[q * C + c] = kind === "sigmoid" ? sigmoid(floats[at + c]) : floats[at + c];
+      out.forEach((at, pixel) => {
+        const q = s * N + pixel;
+        for (let c = 0; c < C; c++) means[q * C + c] = mean(floats[at + c]);
         maskLogits[q] = floats[at + C];
-      }
+      }, H, W);
     }
     return { means, maskLogits };
   }
@@ -419,7 +434,8 @@ export class Iodine {
       z[s * D + d] = measured ? mean : mean + Math.sqrt(variance) * noise[s * D + d];
       if (!measured) kl[s] += 0.5 * ((variance + mean ** 2) / prior - 1 - Math.log(variance / prior));
     }
-    const decoded = this.decode(z), seen = spatialMixture(image, decoded.means, decoded.maskLogits, K, this.C, sigma);
+    const decoded = this.decode(z);
+    const seen = spatialMixture(image, decoded.means, decoded.maskLogits, K, this.C, sigma);
     const loss = kl_weight * kl.reduce((a, b) => a + b, 0) - seen.logLikelihood.reduce((a, b) => a + b, 0);
     return { posterior, z, noise, kl, loss, slots: K, ...decoded, ...seen };
   }
@@ -428,11 +444,12 @@ export class Iodine {
   posteriorGradient(e, slot) {
     const { latent: D, prior_variance: prior, kl_weight } = this.config, { C, H, W, N } = this;
     const g = this.decoder.gradients.at(-1), { floats } = g.memory, sigmoidal = this.config.means === "sigmoid";
-    for (let y = 0, q = slot * N; y < H; y++) for (let x = 0, at = g.at(y, 0) >> 2; x < W; x++, at += g.channels, q++) {
+    g.forEach((at, pixel) => {  // what is cropped keeps its zeros
+      const q = slot * N + pixel;
       for (let c = 0, i = q * C; c < C; c++, i++)
         floats[at + c] = e.meansGradient[i] * (sigmoidal ? e.means[i] * (1 - e.means[i]) : 1);
       floats[at + C] = e.maskGradient[q];
-    }
+    }, H, W);
     const gz = this.decoder.backward(slot), gradient = new Float32Array(2 * D);
     for (let d = 0; d < D; d++) {
       gradient[d] = gz[d];
@@ -476,7 +493,7 @@ export class Iodine {
       let corner;
       if (this.framed) {
         const found = whereabouts(e.responsibilities.subarray(s * N, (s + 1) * N), H, W, λ);
-        posterior.set(found.place.map((v) => v / PLACE), s * 2 * D);  // the next place is the measured one, corrected
+        posterior.set(found.place.map((v) => v / PLACE), s * 2 * D);  // to which the network adds its correction
         numbers.push(Float32Array.from(found.measured));
         corner = found.corner;
       }
@@ -486,8 +503,8 @@ export class Iodine {
     return this.refinement.update(beside(1, ...features), beside(1, ...numbers), posterior, memoryNow);
   }
 
-  // The evaluations at t = 0 … iterations, each as soon as it is known. `noise(n)` gives n standard normal numbers; it is
-  // asked in the order in which the library draws them. Slots and iterations are the model's own if not said.
+  // The evaluations at t = 0 … iterations, each as soon as it is known. `noise(n)` gives n standard normal numbers;
+  // it is asked in the order in which the library draws them. Slots and iterations are the model's own if not said.
   *infer(image, { slots = this.config.slots, iterations = this.config.iterations, noise = normal() } = {}) {
     if (image.length !== this.N * this.C)
       throw new Error(`image: must have ${this.H} × ${this.W} × ${this.C} numbers, has ${image.length}`);

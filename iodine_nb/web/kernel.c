@@ -26,9 +26,9 @@ EXPORT unsigned alloc(unsigned bytes) {
 }
 
 // For y < height, x < width and every output channel o:
-//   out(y · out_step, x · out_step)[o] = bias[o] + Σ_tap Σ_i in(y · in_step, x · in_step; moved by tap)[i] · weight
+//   out(y · out_step, x · out_step)[o] = bias[o] + Σ_tap Σ_i in(y · in_step, x · in_step, moved by tap)[i] · w
 // `in` and `out` point to the place (0, 0); rows are in_row and out_row places long; a tap is a number of places.
-// Output channels come in blocks of eight, of four at the end: weights are [block][tap][input channel][in block].
+// Output channels come in blocks of eight, of four at the end; weights are [block][tap][input][in the block].
 EXPORT void convolve(const float *in, int in_row, int in_step, int in_channels,
                      float *out, int out_row, int out_step, int out_channels, int height, int width,
                      int taps, const int *tap, const float *weight, const float *bias) {
