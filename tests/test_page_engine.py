@@ -46,7 +46,7 @@ class Page:
         name = route.request.url.removeprefix(ORIGIN)
         if name in self.weights: body = self.weights[name]
         elif name == "": body = b"<!doctype html><link rel=icon href='data:,'><title>engine</title>"
-        elif name in ("engine.js", "blocks.js", "kernel.wasm"): body = page_file(name)
+        elif name in ("engine.js", "blocks.js", "worker.js", "kernel.wasm"): body = page_file(name)
         else:
             self.refused.append(route.request.url)
             return route.abort()
@@ -84,8 +84,13 @@ INFER = """
   const response = await fetch(name);
   const model = await engine.load(wasm, new Uint8Array(await response.arrayBuffer()));
   let draw = 0;
-  const found = [...model.infer(floats(image), { slots, iterations, noise: () => floats(noises[draw++]) })];
-  const last = found.at(-1), again = model.decode(last.z);
+  const found = [];
+  let again;
+  for (const e of model.infer(floats(image), { slots, iterations, noise: () => floats(noises[draw++]) })) {
+    found.push(e);
+    again = model.decode(e.z);  // in between, as a page does that draws
+  }
+  const last = found.at(-1);
   return { draws: draw, losses: found.map((e) => e.loss), masks: text(last.masks), means: text(last.means),
            posterior: text(last.posterior), again: text(again.means) };"""
 
@@ -243,6 +248,50 @@ def test_a_picture_of_another_size_is_refused(page):
       const model = await engine.load(wasm, new Uint8Array(await response.arrayBuffer()));
       try { [...model.infer(new Float32Array(5))]; } catch (error) { return error.message; }""")
     assert said == "image: must have 35 × 35 × 3 numbers, has 5"
+
+
+WORKER = """
+  const worker = new Worker("./worker.js", { type: "module" }), said = [];
+  const weights = new Uint8Array(await (await fetch("desk")).arrayBuffer());
+  const model = await engine.load(wasm, weights), image = new Float32Array(3 * 35 * 35).fill(.5);
+  const ends = (id) => new Promise((go) => worker.addEventListener("message", ({ data }) => {
+    if (data.id === id && (data.done || data.error)) go(data); }));
+  worker.addEventListener("message", ({ data }) => said.push(data));
+  const ask = (message) => { const end = ends(message.id); worker.postMessage(message); return end; };
+  const early = await ask({ id: 0, do: "decode", z: new Float32Array(32) });
+  const loaded = await ask({ id: 1, do: "load", wasm, weights });
+  const first = ask({ id: 2, do: "infer", image, seed: 5 });
+  await ask({ id: 3, do: "infer", image, seed: 6 });
+  const here = [...model.infer(image, { noise: engine.normal(6) })].map((e) => e.loss);
+  const there = said.filter((m) => m.id === 3 && m.evaluation).map((m) => m.evaluation.loss);
+  const decoded = await ask({ id: 4, do: "decode", z: new Float32Array(32) });
+  const wrong = await ask({ id: 5, do: "dance" });
+  worker.terminate();
+  return { early: early.error, kind: loaded.header.kind, stopped: (await first).stopped, here, there,
+           means: decoded.means.length, wrong: wrong.error };"""
+
+
+@in_browser
+def test_the_worker_answers(page):
+    "Also while it is busy: a second inference ends the first, and is not disturbed by it."
+    page.weights["desk"] = page_bytes(load_model("desk")[0])
+    said = page.run(WORKER)
+    assert said["early"] == "load: no model has been loaded yet" and said["kind"] == "iodine"
+    assert said["stopped"] is True and said["there"] == said["here"] and len(said["here"]) == 6
+    assert said["means"] == 3 * 35 * 35
+    assert said["wrong"] == "do: must be load, infer or decode, is 'dance'"
+
+
+@in_browser
+def test_gradients_of_an_earlier_evaluation_are_refused(page):
+    page.weights["desk"] = page_bytes(load_model("desk")[0])
+    said = page.run("""
+      const model = await engine.load(wasm, new Uint8Array(await (await fetch("desk")).arrayBuffer()));
+      const image = new Float32Array(3 * 35 * 35), noise = engine.normal(1), start = model.start(4, noise);
+      const first = model.evaluate(image, start, noise(128));
+      model.evaluate(image, start, noise(128));
+      try { model.refine(image, first); } catch (error) { return error.message; }""")
+    assert said == "evaluation: another one was made after it; evaluate it again"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None,

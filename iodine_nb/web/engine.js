@@ -175,7 +175,7 @@ class Decoder {
     this.newPictures = () => widths.map((c, layer) =>
       new Picture(memory, ...grid.map((s) => s * 2 ** doublings(layer)), c, kernel >> 1));
     this.gradients = this.newPictures();
-    this.pictures = [];
+    this.pictures = {};
     const of = (layer, name) => tensors[`decoder.layers.${2 * layer}.${name}`];
     const [g] = this.gradients;
     this.first = new BroadcastConvolution(memory, g, of(0, "conv.weight"), of(0, "conv.bias"), framed);
@@ -408,13 +408,14 @@ export class Iodine {
     return this.config.variance === "exp" ? (Math.abs(raw) <= 20 ? variance : 0) : sigmoid(raw);
   }
 
-  // Means and mask logits of latents [K, D].
-  decode(z) {
+  // Means and mask logits of latents [K, D]. `keep` is for `evaluate`, whose slots keep what the way back needs.
+  decode(z, keep = false) {
     const { latent: D, means: kind } = this.config, { C, W, H, N } = this, K = z.length / D;
     const means = new Float32Array(K * N * C), maskLogits = new Float32Array(K * N);
     const mean = kind === "sigmoid" ? sigmoid : (v) => v;
     for (let s = 0; s < K; s++) {
-      const out = this.decoder.forward(z.subarray(s * D, (s + 1) * D), s), { floats } = out.memory;
+      const out = this.decoder.forward(z.subarray(s * D, (s + 1) * D), keep ? s : "spare");
+      const { floats } = out.memory;
       out.forEach((at, pixel) => {
         const q = s * N + pixel;
         for (let c = 0; c < C; c++) means[q * C + c] = mean(floats[at + c]);
@@ -434,14 +435,16 @@ export class Iodine {
       z[s * D + d] = measured ? mean : mean + Math.sqrt(variance) * noise[s * D + d];
       if (!measured) kl[s] += 0.5 * ((variance + mean ** 2) / prior - 1 - Math.log(variance / prior));
     }
-    const decoded = this.decode(z);
+    const decoded = this.decode(z, true);
     const seen = spatialMixture(image, decoded.means, decoded.maskLogits, K, this.C, sigma);
     const loss = kl_weight * kl.reduce((a, b) => a + b, 0) - seen.logLikelihood.reduce((a, b) => a + b, 0);
-    return { posterior, z, noise, kl, loss, slots: K, ...decoded, ...seen };
+    return (this.newest = { posterior, z, noise, kl, loss, slots: K, ...decoded, ...seen });
   }
 
-  // ∂L/∂λ of one slot; `e` is the evaluation that was made last.
+  // ∂L/∂λ of one slot of the evaluation that was made last, as the way back needs what the decoder has kept of it.
+  // (To go back from an earlier one, evaluate it again: it holds its posterior and its noise.)
   posteriorGradient(e, slot) {
+    if (e !== this.newest) throw new Error("evaluation: another one was made after it; evaluate it again");
     const { latent: D, prior_variance: prior, kl_weight } = this.config, { C, H, W, N } = this;
     const g = this.decoder.gradients.at(-1), { floats } = g.memory, sigmoidal = this.config.means === "sigmoid";
     g.forEach((at, pixel) => {  // what is cropped keeps its zeros
