@@ -1,12 +1,13 @@
 # make demo      see scenes taken apart             make lab    open the book
 # make explore   drag their pieces in a browser     make book   run every notebook, keep its outputs and figures
 # make test      everything that CI checks          make lint   the part of it that takes a second
+# make wasm      compile the page's kernel anew, after a change of iodine_nb/web/kernel.c
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS ?= nbs/*.ipynb
 export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 
-.PHONY: demo explore test lint lab book wheel hooks clean
+.PHONY: demo explore test lint lab book wheel wasm hooks clean
 demo: .venv/ready
 	$(BIN)/python tests/run_notebooks.py --fresh nbs/05_first_look.ipynb
 	@echo "Its figures: pics/decomposition.png pics/iterations.png pics/training.png."
@@ -37,6 +38,12 @@ wheel: .venv/ready
 	rm -rf build
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build && ls dist
+
+# The page's kernel, compiled anew after a change of kernel.c; the result is committed, so nobody else needs a compiler.
+WEB := iodine_nb/web
+wasm: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check ziglang==0.17.1
+	$(BIN)/python -m ziglang cc -target wasm32-freestanding -O3 -msimd128 -s -nostdlib -fvisibility=hidden -Wl,--no-entry -Wl,--export-dynamic -o $(WEB)/kernel.wasm $(WEB)/kernel.c
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "iodine_nb needs Python 3.11 or newer; try make PYTHON=python3.11"'
