@@ -57,6 +57,11 @@ def test_weights_travel(installed, tmp_path):
     assert names == set(PACKED) == {p.stem for p in (installed / "iodine_nb/weights").glob("*.json")}
 
 
+def test_the_page_engine_travels(installed):
+    found = {p.name for p in (installed / "iodine_nb/web").iterdir()}
+    assert found == {p.name for p in (TOP / "iodine_nb/web").iterdir()} >= {"engine.js", "kernel.wasm"}
+
+
 def test_the_command_line_scores_them(installed, tmp_path):
     "On scenes that it generates; nothing but the scores is written into the working directory."
     said = python(installed, tmp_path, installed / "bin/iodine-nb", "eval", "desk", "--scenes", "8",
