@@ -172,6 +172,13 @@ def start(self: IODINE, batch: int, slots: int,
     mean, s = λ.chunk(2, -1)
     return torch.cat([mean + self.noise(batch, slots, generator), s], -1)
 
+# %% ../../nbs/14_iodine.ipynb #c009b
+@patch
+def first_guess(self: IODINE, images: Float[Tensor, "B C H W"], slots: int,
+                generator: torch.Generator | Noise | None) -> Float[Tensor, "B K L"]:
+    "λ_0 for these images: `start`, which has not seen them."
+    return self.start(len(images), slots, generator)
+
 # %% ../../nbs/14_iodine.ipynb #c009ax
 @patch
 def check_images(self: IODINE, shape: tuple[int, ...], name: str) -> None:
@@ -294,7 +301,7 @@ def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float 
          generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
     "The training loss in nats per image, differentiable; and nll, kl and mse at the last iteration."
     c, image = self.config, batch.image
-    start = self.start(len(image), c.slots, generator)
+    start = self.first_guess(image, c.slots, generator)
     noise = [self.noise(len(image), c.slots, generator) for _ in range(c.iterations + 1)]
     options = dict(weights=loss_weights(c.iterations, c.weights), kl_weight=kl_weight,
                    sigma_factor=sigma_factor)
@@ -368,7 +375,7 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
     steps = self.config.iterations if iterations is None else iterations
     _check_inference(slots, steps, restarts, descent, kl_weight, sigma_factor)
     how = dict(generator=generator, kl_weight=kl_weight, sigma_factor=sigma_factor)
-    runs = [self.run(images, self.start(len(images), slots, generator), steps, **how)
+    runs = [self.run(images, self.first_guess(images, slots, generator), steps, **how)
             for _ in range(restarts)]
     if descent: runs = [[*run, descend(self, images, run[-1], descent, **how)] for run in runs]
     if restarts == 1: return runs[0]
