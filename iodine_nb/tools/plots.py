@@ -122,8 +122,8 @@ def plot_iterations(images: Float[Tensor, "B C H W"], trace: list[Decomposition]
 def in_nats(e: Decomposition, scene: int = 0) -> list[str]:
     "What a model with a likelihood and a posterior says of its own explanation; nothing for one without."
     likelihood, kl = getattr(e, "log_likelihood", None), getattr(e, "kl", None)
-    return [f"-log p {-likelihood[scene]:.0f}"] * (likelihood is not None) + (
-        [f"KL {kl[scene].sum():.0f}"] if kl is not None else [])
+    said = [] if likelihood is None else [f"-log p {-likelihood[scene]:.0f}"]
+    return said if kl is None else [*said, f"KL {kl[scene].sum():.0f}"]
 
 # %% ../../nbs/18_plots.ipynb #c015
 @torch.no_grad()
