@@ -244,7 +244,7 @@ def test_cards_and_records_from_before_there_were_kinds_are_read():
     assert Experiment.from_dict(old | {"model": {"frame": "picture"}}).kind == "iodine"
     assert Experiment.from_dict({"model": {"hidden": [8, 8]}}).kind == "iterative"
     with pytest.raises(ValueError,
-                       match="kind: must be one of iodine, iterative, .*slot_frame.*, is 'iodin'"):
+                       match="kind: must be one of .*iodine, iterative, .*slot_frame.*, is 'iodin'"):
         Experiment.from_dict({"kind": "iodin"})
 
 
