@@ -23,7 +23,7 @@ from torch import nn
 from .. import models
 from ..core import (Config, Family, book_folder, default_device, file_hash, read_json, whole_file,
                             write_json)
-from ..scenes.clevr import Look, clevr, norb_scenes
+from ..scenes.clevr import Look, clevr
 from ..scenes.format import Generated, SceneFile
 from ..scenes.norb import SPLITS, toy_scenes
 from ..scenes.sprites import multi_dsprites, single_dsprites, tetrominoes
@@ -62,8 +62,6 @@ def generated_scenes(name: str, image: tuple[int, int, int]) -> Generated:
     if name == "clevr_with_masks":
         return Generated(partial(clevr, look=Look(size=(h, w)), device=default_device()), "clevr", 250,
                          size=[h, w])
-    if name == "norb" and h == w:
-        return Generated(partial(norb_scenes, size=h, device=default_device()), "norb", 250, size=h)
     if name == "norb_toys" and h == w: return Generated(partial(toy_scenes, size=h), "norb_toys", 250, size=h)
     raise ValueError(f"data: no generator makes {name!r} at {h}×{w}; give a scene file")
 
