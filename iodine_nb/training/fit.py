@@ -8,7 +8,7 @@ __all__ = ['Ramp', 'OptimiserConfig', 'TrainingConfig', 'save_checkpoint', 'open
            'loss_parameters', 'train_step', 'orthogonalised', 'Muon', 'fit', 'compile_networks']
 
 # %% ../../nbs/17_training.ipynb #c002
-import atexit, contextlib, inspect, json, platform, signal, threading, time
+import atexit, contextlib, inspect, json, math, platform, signal, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,17 +47,20 @@ class OptimiserConfig(Config):
     learning_rate: float = 1e-3
     beta1: float = .95  # of Adam
     warmup: int = 0  # steps over which the learning rate rises
-    decay: float = .1  # factor of the learning rate ...
-    decay_steps: int = 1_000_000  # ... every so many steps
+    schedule: Literal["exponential", "cosine"] = "exponential"  # how the learning rate falls
+    decay: float = .1  # factor by which it has fallen ...
+    decay_steps: int = 1_000_000  # ... after so many steps
     clip: float = 5.  # global gradient norm
     accumulate: int = 1  # pieces of a process's part of the batch, for batches that do not fit into memory
     compile: bool = False  # torch.compile of the networks
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions and products
 
     def learning_rate_at(self, step: int) -> float:
-        "Warm-up, then exponential decay."
-        return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * self.decay ** (
-            step / self.decay_steps)
+        "Warm-up, then a fall: by `decay` every `decay_steps`, or once, along half a cosine, and then level."
+        time = step / self.decay_steps
+        half = .5 + .5 * math.cos(math.pi * min(1., time))
+        fall = self.decay ** time if self.schedule == "exponential" else self.decay + (1 - self.decay) * half
+        return self.learning_rate * min(1., (step + 1) / max(1, self.warmup)) * fall
 
 # %% ../../nbs/17_training.ipynb #c004c
 @dataclass(frozen=True)
