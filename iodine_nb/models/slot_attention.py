@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME', 'SCALES', 'family', 'AttentionConfig', 'check_attention', 'SlotAttentionConfig', 'keras_start', 'AddPlace',
            'Encoder', 'Attention', 'divided', 'measured', 'stretch', 'anywhere', 'FramedAttention', 'make_attention',
-           'AddedDecoder', 'FramedFirst', 'SlotScene', 'composed', 'SlotAttention']
+           'AddedDecoder', 'FramedFirst', 'make_decoder', 'SlotScene', 'composed', 'SlotAttention']
 
 # %% ../../nbs/70_slot_attention.ipynb #0509a63d
 import math
@@ -120,7 +120,6 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig, slots: int):
         super().__init__()
         self.config, d, f = config, config.slot, config.features
-        self.size = d + FRAME * (config.frame == "slot")  # numbers of a slot, its frame included
         self.normalise_inputs = nn.LayerNorm(f, 1e-3)
         self.normalise_slots, self.normalise_mlp = nn.LayerNorm(d, 1e-3), nn.LayerNorm(d, 1e-3)
         self.query = nn.Linear(d, d, bias=False)
@@ -297,6 +296,12 @@ class FramedFirst(BroadcastConv):
         axes = F.conv2d(self.coordinates, kernels, padding=self.conv.padding, groups=2)[0]  # of coordinates
         return whole + torch.einsum("nc,cohw->nohw", factor - 1, axes.unflatten(0, (2, -1)))
 
+def make_decoder(c: SlotAttentionConfig) -> nn.Module:
+    "The decoder that a configuration asks for."
+    if c.place == "added": return AddedDecoder(c.decoder, c.attention.slot, c.image)
+    if c.attention.frame == "picture": return Decoder(c.decoder, c.attention.slot, c.image)
+    return Decoder(c.decoder, FRAME + c.attention.slot, c.image, FramedFirst)
+
 # %% ../../nbs/70_slot_attention.ipynb #26debc8a
 class _Known(NamedTuple):
     "Slots, what they looked at, and what they draw."
@@ -332,9 +337,7 @@ class SlotAttention(nn.Module):
         self.config = c = config
         self.encoder = Encoder(c.attention, c.image)
         self.attention = make_attention(c.attention, c.slots, self.encoder.grid)
-        size, framed = self.attention.size, c.attention.frame == "slot"
-        if c.place == "added": self.decoder = AddedDecoder(c.decoder, size, c.image)
-        else: self.decoder = Decoder(c.decoder, size, c.image, FramedFirst if framed else BroadcastConv)
+        self.decoder = make_decoder(c)
 
     def decode(self, z: Float[Tensor, "B K D"]
                ) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
@@ -391,15 +394,26 @@ _published = TrainingConfig(steps=500_000, batch_size=64, learning_rate=4e-4, be
 _narrow = SlotAttentionConfig(attention=AttentionConfig((32, 32, 32, 32), features=32),
                               decoder=DecoderConfig((32, 32, 32), 5, 0, "relu"))
 _small = AttentionConfig(strides=(1, 2, 1, 1), iterations=4, gradient="implicit")
+_coarse = SlotAttentionConfig((3, 35, 35), 4, _small, DecoderConfig((64, 64, 64, 32), 5, 2), "appended")
+_short = TrainingConfig(steps=5_000, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=5_000,
+                        clip=1., precision="bfloat16", evaluate_every=500, evaluate_scenes=160,
+                        checkpoint_every=250)
 
-family = Family(SlotAttentionConfig, SlotAttention, decomposition_scores, {
-    "slot_attention_tetrominoes": ("tetrominoes", _narrow.change(image=(3, 35, 35), slots=4), _published),
-    "slot_attention_sprites": ("multi_dsprites_colored_on_grayscale",
-                               _narrow.change(image=(3, 64, 64), slots=6), _published),
-    "slot_attention_clevr6": ("clevr_with_masks", SlotAttentionConfig(), _published),
-    "slots_tetrominoes": (
-        "tetrominoes",
-        SlotAttentionConfig((3, 35, 35), 4, _small, DecoderConfig((64, 64, 64, 32), 5, 2), "appended"),
-        TrainingConfig(steps=5_000, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=5_000,
-                       clip=1., precision="bfloat16", evaluate_every=500, evaluate_scenes=160,
-                       checkpoint_every=250))})
+_presets = {"slot_attention_tetrominoes": ("tetrominoes", _narrow.change(image=(3, 35, 35), slots=4),
+                                           _published),
+            "slot_attention_sprites": ("multi_dsprites_colored_on_grayscale",
+                                       _narrow.change(image=(3, 64, 64), slots=6), _published),
+            "slot_attention_clevr6": ("clevr_with_masks", SlotAttentionConfig(), _published),
+            "slots_tetrominoes": ("tetrominoes", _coarse, _short)}
+
+# %% ../../nbs/70_slot_attention.ipynb #f7a1c011
+_framed = AttentionConfig(strides=(2, 2, 1, 1), iterations=4, gradient="implicit", start="learned",
+                          frame="slot")
+_sprites = _coarse.change(image=(3, 64, 64), slots=6).change(attention=_framed)
+_long = TrainingConfig(steps=20_000, batch_size=32, beta1=.9, warmup=1_000, schedule="cosine", decay=.01,
+                       decay_steps=20_000, clip=1., optimiser="muon", precision="bfloat16",
+                       evaluate_every=1_000, evaluate_scenes=160, checkpoint_every=250)
+
+family = Family(SlotAttentionConfig, SlotAttention, decomposition_scores, _presets | {
+    "slots_sprites": ("multi_dsprites_colored_on_grayscale", _sprites, _long),
+    "slots_clevr": ("clevr_with_masks", _sprites.change(slots=7), _long)})
