@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROPERTIES', 'LEAST_AREA', 'LEAST_SPREAD', 'STEP', 'NAMEABLE', 'LEAST_TOTAL', 'Appearance', 'backgrounds', 'coverage',
-           'appearance', 'variation', 'Found', 'find_objects', 'redrawn', 'units', 'ranges', 'effects', 'linear_probe',
-           'responses', 'calibrated', 'followed', 'find_directions', 'named', 'probe', 'probe_weights']
+           'appearance', 'variation', 'Found', 'find_objects', 'redraw', 'redrawn', 'units', 'ranges', 'effects',
+           'linear_probe', 'responses', 'calibrated', 'followed', 'find_directions', 'property_of', 'linear_r2',
+           'on_object', 'dci', 'named', 'probe', 'probe_weights']
 
 # %% ../../nbs/56_what_a_number_means.ipynb #c002
 import math
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 from jaxtyping import Complex, Float, Integer
 from matplotlib.colors import rgb_to_hsv
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from ..core import seeded, write_json
 from ..experiments.experiment import Experiment, load_model, weights_path
 from ..scenes.format import Batch, Scenes
-from ..training.metrics import TakesApart, matched_slots
+from ..training.metrics import ANGLES, KINDS, TakesApart, disentanglement, matched_slots
 
 # %% ../../nbs/56_what_a_number_means.ipynb #l002
 PROPERTIES = ("x", "y", "size", "hue", "lightness", "saturation", "shape", "turn")
@@ -122,17 +124,23 @@ def find_objects(model: TakesApart, scenes: Scenes, least_iou: float = .6, part:
 
 # %% ../../nbs/56_what_a_number_means.ipynb #l013
 @torch.no_grad()
+def redraw(model: TakesApart, found: Found, i: int,
+           changed: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "V K H W"], Float[Tensor, "V K C H W"]]:
+    "Masks and means of the i-th object's scene with these latents in its slot, the other slots as they are."
+    scene, slot = found.scene[i], found.slot[i]
+    means, logits = (v.expand(len(changed), *v.shape[1:]).clone()
+                     for v in model.decode(found.latents[scene][None]))
+    own = model.decode(changed[None])
+    means[:, slot], logits[:, slot] = own[0][0], own[1][0]
+    return logits[:, :, 0].softmax(1), means
+
 def redrawn(model: TakesApart, found: Found, i: int, changed: Float[Tensor, "V D"],
             part: int = 64) -> Appearance:
-    "What the i-th object looks like with these latents in its slot, the other slots being as they are: [V]."
-    scene, slot, seen = found.scene[i], found.slot[i], []
-    logits = model.decode(found.latents[scene][None])[1][0]  # of all slots
+    "What the i-th object looks like with these latents in its slot: [V]."
+    seen, slot, behind = [], found.slot[i], found.behind[found.scene[i]]
     for some in changed.split(part):
-        means, own = (v[0] for v in model.decode(some[None]))
-        every = logits.expand(len(some), *logits.shape).clone()
-        every[:, slot] = own
-        masks = every.softmax(1)[:, slot, 0]
-        seen.append(appearance(coverage(masks, means, found.behind[scene]), means))
+        masks, means = (v[:, slot] for v in redraw(model, found, i, some))
+        seen.append(appearance(coverage(masks, means, behind), means))
     return Appearance(*map(torch.cat, zip(*seen)))
 
 # %% ../../nbs/56_what_a_number_means.ipynb #l021
@@ -221,6 +229,57 @@ def find_directions(model: TakesApart, found: Found, objects: int = 60) -> tuple
     change = responses(model, found[objects:2 * objects], directions)
     kept = followed(change)
     return {name: v for (name, v), k in zip(directions.items(), kept) if k}, change
+
+# %% ../../nbs/56_what_a_number_means.ipynb #l035
+def property_of(a: Appearance, name: str) -> Float[Tensor, "V k"]:
+    "A property as real numbers: an angle as points on circles."
+    if name in ("x", "y", "size", "lightness"): return getattr(a, name)[:, None]
+    v = a.colour if name in ("hue", "saturation") else a.outline
+    if name in ("saturation", "shape"): return v.abs()
+    return torch.view_as_real(torch.polar(v.abs().mean(0).expand_as(v.abs()), v.angle())).flatten(1)
+
+def linear_r2(values: Float[Tensor, "N"], measured: Float[Tensor, "N k"]) -> float:
+    "R² of the straight line that predicts what was measured from these values."
+    along, measured = (values - values.mean()).double(), measured - measured.mean(0)
+    total = measured.square().sum()
+    left = measured - along[:, None] * (along @ measured) / along.square().sum()
+    return 0. if total == 0 else 1 - (left.square().sum() / total).item()
+
+def on_object(model: TakesApart, found: Found, i: int, changed: Float[Tensor, "V D"]) -> float:
+    """Which part of all the change in a scene's pixels (absolute, summed over channels) lies where the i-th
+    object is or was."""
+    masks, means = redraw(model, found, i, torch.cat([found.own[i:i + 1], changed]))
+    slot, pictures = found.slot[i], (masks[:, :, None] * means).sum(1)
+    object_ = coverage(masks[:, slot], means[:, slot], found.behind[found.scene[i]]) > 0
+    change = (pictures[1:] - pictures[0]).abs().sum(1)
+    return ((change * (object_[1:] | object_[0])).sum() / change.sum().clamp_min(1e-9)).item()
+
+# %% ../../nbs/56_what_a_number_means.ipynb #l036
+def _targets(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool]]:
+    "One target a factor, those that vary: name -> (values, whether they are kinds); angles as points."
+    found = {}
+    for k, v in factors.items():
+        if k in ANGLES: v = np.stack([np.cos(v * ANGLES[k]), np.sin(v * ANGLES[k])], 1)
+        if len(np.unique(v)) > 1: found[k] = v, k in KINDS and v.ndim == 1
+    return found
+
+def dci(latents: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0) -> dict:
+    """Disentanglement, completeness and informativeness (Eastwood & Williams 2018), from random forests that
+    predict each factor (a vector is one factor) from the latents: two thirds of the objects to fit, the rest
+    to score. Informativeness is the mean over factors of the part of the error that goes: R² of numbers, of
+    kinds the part of the chance errors that are avoided. Also each factor's score, and the importances."""
+    order, scores, importance = np.random.default_rng(seed).permutation(len(latents)), {}, []
+    fit, test = order[:2 * len(order) // 3], order[2 * len(order) // 3:]
+    for name, (y, kinds) in _targets(factors).items():
+        forest = (RandomForestClassifier if kinds else RandomForestRegressor)(100, min_samples_leaf=3,
+                                                                              random_state=seed)
+        score = forest.fit(latents[fit], y[fit]).score(latents[test], y[test])
+        chance = np.unique(y[test], return_counts=True)[1].max() / len(test) if kinds else 0.
+        scores[name] = float((score - chance) / (1 - chance))
+        importance.append(forest.feature_importances_)
+    importance = np.stack(importance, 1)
+    return disentanglement(importance) | {"informativeness": float(np.mean(list(scores.values()))),
+                                          "scores": scores, "importance": importance.tolist()}
 
 # %% ../../nbs/56_what_a_number_means.ipynb #l041
 NAMEABLE, LEAST_TOTAL = .3, .1  # the part that one property must have, and the least change of all together
