@@ -117,8 +117,8 @@ def data_norb(out: Path, scenes: int = 24_300, seed: int = 0,
 # %% ../nbs/19_cli.ipynb #c009
 def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED],
                    objects: int | None = None, at_least: int = 0,
-                   size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None,
-                   split: str = "train") -> None:
+                   size: tuple[int, int] | None = None, skip: int = 0, skip_before: int = 0,
+                   scenes: int | None = None, split: str = "train") -> None:
     """Import a published TFRecord file.
 
     Args:
@@ -128,11 +128,13 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
         objects: keep scenes with at most so many objects; 6 makes CLEVR6
         at_least: keep scenes with at least so many
         size: height and width; CLEVR is 128 128 if not said
-        skip: leave out so many scenes first; 60000 gives most papers' test split
+        skip: leave out so many of the scenes that have the right number of objects
+        skip_before: leave out so many scenes of the file, before objects are counted; the first 70,000 of
+            CLEVR are commonly the training scenes
         scenes: at most so many
         split: a name, kept in the file
     """
-    how = (name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())
+    how = (name, objects, at_least, size, skip, skip_before, scenes, split, sys.stderr.isatty())
     print(f"{out}: {import_published(file, out, *how)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c010
@@ -219,6 +221,8 @@ def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) ->
         file: a scene file; of others it says how to import them
         sheet: a PNG to write, with scenes and their masks
     """
+    if sheet and sheet.suffix.lower() != ".png":
+        raise ValueError(f"--sheet: must end in .png, is {sheet.name}")
     if kind := other_kind(file): raise ValueError(f"{file}: {kind}")
     scenes = SceneFile(file)
     print(describe(scenes))
