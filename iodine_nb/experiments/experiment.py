@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'kinds', 'family_of', 'class_named', 'arguments_of', 'family_of_class', 'options_in', 'generated_scenes',
            'Experiment', 'upgraded', 'experiment_of', 'experiment_with', 'fitted', 'build', 'held_out_scenes',
            'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'save_weights', 'card_of',
-           'load_model', 'begin_with', 'export_weights', 'card_file', 'made_by_us', 'scenes_of']
+           'load_model', 'check_size', 'begin_with', 'export_weights', 'card_file', 'made_by_us', 'scenes_of']
 
 # %% ../../nbs/24_experiment.ipynb #c002
 import importlib, inspect, json, os, pkgutil, sys, typing
@@ -28,8 +28,9 @@ from ..scenes.clevr import Look, clevr
 from ..scenes.format import Generated, SceneFile
 from ..scenes.norb import SPLITS, toy_scenes
 from ..scenes.sprites import SCHEMES, TEXTURES, multi_dsprites, single_dsprites, tetrominoes
-from ..training.fit import (
-    Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, open_tensors)
+from iodine_nb.training.fit import (
+    Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, matched, open_tensors, plain_tensors,
+    read_header)
 from ..training.metrics import decomposition_scores, evaluate, loss_scores
 
 # %% ../../nbs/24_experiment.ipynb #c005
@@ -206,7 +207,7 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
     """Train an experiment, or go on with it if the folder `run` holds its checkpoint. `data`: scenes are
-    generated if there is no file; `initial`: the name of weights to begin with. Errors are those of `fit`."""
+    generated if there is no file; `initial`: weights to begin with, or a run. Errors are those of `fit`."""
     model, about = build(x, x.training.seed), x.to_dict()
     if hasattr(model, "prepare") and not Record(run).checkpoint.exists(): model.prepare(data or x.generated())
     if initial: about |= {"initial": begin_with(model, initial)}
@@ -244,8 +245,7 @@ def weights_path(name: str | Path) -> Path:
 # %% ../../nbs/24_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
     "Write weights and, beside them, their card."
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole_file(path) as p: save_file(tensors, p)
+    with whole_file(path) as p: save_file(plain_tensors(model), p)
     write_json(Path(path).with_suffix(".json"), card)
 
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
@@ -253,7 +253,10 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
     it."""
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
-        raise ValueError(f"{path}: missing; weights need this file beside them, which describes the model")
+        run = ("; of a run's checkpoint, `iodine-nb train` with --weights writes weights and card"
+               if Record(path.parent).checkpoint.with_suffix(".json") == path else "")
+        raise ValueError(f"{path}: missing; weights need this file beside them, their card, which describes "
+                         f"the model{run}")
     card = read_json(path)
     if not isinstance(card, dict) or "preset" not in card:
         raise ValueError(f"{path}: has no field 'preset', so the model cannot be built")
@@ -263,16 +266,32 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 # %% ../../nbs/24_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
     "A model in evaluation mode and its card, by the name of weights or the path of a .safetensors file."
-    x, card = card_of(name)
-    load_weights(model := build(x), open_tensors(path := weights_path(name))[0], path)
+    (x, card), path = card_of(name), weights_path(name)
+    weights = open_tensors(path)[0]
+    check_size(x, weights, path)
+    load_weights(model := build(x), weights, path)
     return model.eval(), card
+
+def check_size(x: Experiment, weights: dict[str, torch.Tensor], path: Path) -> None:
+    "ValueError if weights are not those of this experiment's model, before it takes any memory."
+    try:
+        with torch.device("meta"): model = build(x)
+    except (NotImplementedError, RuntimeError, TypeError): return  # its constructor computes with weights
+    matched(model, weights, path)
+    if (size := sum(b.nbytes for b in model.buffers())) > 2**31:
+        raise ValueError(f"{path.with_suffix('.json')}: describes a model that needs {size / 2**30:.0f} GiB "
+                         "beside its weights; model.image is likely wrong")
 
 # %% ../../nbs/24_experiment.ipynb #c018
 def begin_with(model: nn.Module, name: str | Path) -> dict:
-    "Load weights into a new model, for training to go on from; what they are, for the record."
-    path = weights_path(name)
-    load_weights(model, open_tensors(path)[0], path)
-    return {"weights": path.name, "sha256": file_hash(path)}
+    """Load weights into a new model, for training to go on from; what they are, for the record. The name of
+    weights, a .safetensors file (a checkpoint too), or the folder of a run."""
+    path = Record(name).checkpoint if Record(name).checkpoint.is_file() else weights_path(name)
+    tensors, header = open_tensors(path)
+    of_run = {"step": read_header(path, header)[0]} if "step" in header else {}
+    load_weights(model, checkpoint_weights(tensors) if of_run else tensors, path)
+    return {"weights": f"{path.parent.name}/{path.name}" if of_run else path.name,
+            "sha256": file_hash(path)} | of_run
 
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
