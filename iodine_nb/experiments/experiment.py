@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIELDS', 'kinds', 'family_of', 'class_named', 'arguments_of', 'family_of_class', 'generated_scenes', 'Experiment',
            'upgraded', 'experiment_of', 'experiment_with', 'fitted', 'build', 'held_out_scenes', 'held_out_files',
-           'train', 'score', 'weights_folders', 'weights_path', 'save_weights', 'card_of', 'load_model', 'begin_with',
-           'export_weights', 'card_file', 'made_by_us', 'scenes_of']
+           'train', 'score', 'weights_folders', 'weights_path', 'weights_in', 'save_weights', 'card_of', 'load_model',
+           'begin_with', 'export_weights', 'card_file', 'made_by_us', 'scenes_of']
 
 # %% ../../nbs/24_experiment.ipynb #c002
 import importlib, inspect, json, os, pkgutil, sys, typing
@@ -221,15 +221,22 @@ def weights_folders() -> list[Path]:
     return [*own, book_folder() / "data" / "weights", *packed]
 
 def weights_path(name: str | Path) -> Path:
-    """The file of weights by their name, or a .safetensors file as it is; ValueError lists the names there
-    are."""
+    """The file of weights by their name, a .safetensors file as it is, or the checkpoint in a run's folder;
+    ValueError lists the names there are."""
     path, folders = Path(name), weights_folders()
+    if (checkpoint := Record(path).checkpoint).is_file(): return checkpoint
     if path.suffix == ".safetensors" and path.is_file(): return path
     for folder in folders:
         if (path := folder / f"{name}.safetensors").is_file(): return path
     there = sorted({p.stem for folder in folders for p in folder.glob("*.safetensors")})
     raise ValueError(f"{name}: no such weights; there are {', '.join(there) or 'none'}; "
-                     "or give the path of a .safetensors file")
+                     "or give the path of a .safetensors file or of a run's folder")
+
+# %% ../../nbs/24_experiment.ipynb #c016y
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    "The weights in a file, which may be a checkpoint."
+    tensors, header = open_tensors(path)
+    return checkpoint_weights(tensors) if "step" in header else tensors
 
 # %% ../../nbs/24_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
@@ -241,6 +248,7 @@ def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
     """The experiment that weights come from, and the rest of their card; ValueError names what is wrong with
     it."""
+    if (config := Path(name) / "config.json").is_file(): return experiment_of(read := read_json(config)), read
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
         raise ValueError(f"{path}: missing; weights need this file beside them, which describes the model")
@@ -252,16 +260,16 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 
 # %% ../../nbs/24_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
-    "A model in evaluation mode and its card, by the name of weights or the path of a .safetensors file."
+    "A model in evaluation mode and its card, by the name of weights, a .safetensors file or a run's folder."
     x, card = card_of(name)
-    load_weights(model := build(x), open_tensors(path := weights_path(name))[0], path)
+    load_weights(model := build(x), weights_in(path := weights_path(name)), path)
     return model.eval(), card
 
 # %% ../../nbs/24_experiment.ipynb #c018
 def begin_with(model: nn.Module, name: str | Path) -> dict:
     "Load weights into a new model, for training to go on from; what they are, for the record."
     path = weights_path(name)
-    load_weights(model, open_tensors(path)[0], path)
+    load_weights(model, weights_in(path), path)
     return {"weights": path.name, "sha256": file_hash(path)}
 
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
@@ -290,6 +298,7 @@ def made_by_us(x: Experiment, about: dict) -> bool:
     source = json.loads(about.get("source") or "{}") if "generator" not in about else about
     return bool({"generator", "made_by"} & set(source)) and x.data.startswith(about.get("name", x.data))
 
+# %% ../../nbs/24_experiment.ipynb #c0232b
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
               scenes: int = 320) -> dict[str, SceneFile]:
     """The scenes that weights belong to, by what they are: those of the file `data`, if it is given; the file

@@ -58,9 +58,19 @@ _tetrominoes = AttentionStartConfig(
     refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 128),
     attention=AttentionConfig(strides=(1, 2, 1, 1), iterations=4, gradient="implicit"))
 
+_own = _tetrominoes.change(  # image and slots are those of the file
+    image=(3, 28, 28), slots=5, decoder__channels=(32, 32, 32, 32), refinement__channels=(32, 32, 32),
+    refinement__mlp=(128,), refinement__lstm=64, attention__channels=(32, 32, 32, 32),
+    attention__strides=(2, 1, 1, 1))
+_quick = TrainingConfig(
+    steps=2_000, batch_size=16, learning_rate=2e-3, beta1=.9, warmup=50, schedule="cosine", decay=.05,
+    decay_steps=2_000, optimiser="muon", precision="bfloat16", schedules={"kl_weight": Ramp(0., 1., 500)},
+    evaluate_every=500, evaluate_scenes=100, checkpoint_every=250)
+
 family = Family(AttentionStartConfig, AttentionStartIODINE, decomposition_scores, {
     "attention_tetrominoes": (
         "tetrominoes", _tetrominoes,
         TrainingConfig(steps=3_500, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=3_500,
                        schedules={"kl_weight": Ramp(0., 1., 2_000)}, optimiser="muon", precision="bfloat16",
-                       evaluate_every=500, evaluate_scenes=160, checkpoint_every=250))})
+                       evaluate_every=500, evaluate_scenes=160, checkpoint_every=250)),
+    "own": ("", _own, _quick)})
