@@ -27,7 +27,7 @@ from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
 from .tools.plots import plot_scenes, save
-from .tools.watch import RUN_PICTURES, VIEWS, figure_of, said_of, watched, write_figure
+from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
 from .training.fit import TrainingConfig
 from .training.metrics import score_table
 
@@ -408,9 +408,7 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
         width: of the figure, in inches; a column of most journals has 3.25
         seed: of the sampling
     """
-    out = out or Path(f"{what}.png")
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"out: must end in .png, .svg or .pdf, is {out}")
+    check_figure(out := out or Path(f"{what}.png"))
     with tempfile.TemporaryDirectory() as folder:
         where, file = next(iter(scenes_of(weights, Path(folder), data, first + scenes).items()))
         figure, said = figure_of(weights, file, what, scenes, first, width, seed)
@@ -433,13 +431,18 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
         steps: as the preset says if not said
         processes: so many runs at once
     """
-    if data and not held_out: raise ValueError("held_out: a scene file to score on is needed with --data")
-    x = fitted(preset(base), SceneFile(data)) if data else preset(base)
+    x = _base(base, data, held_out)
     if steps: x = x.change(training__steps=steps)
-    if not (data or x.data): raise ValueError(f"data: the preset {base} needs a scene file to train on")
     asked = ablation.Ablation(folder, x, {a: ablation.arm_of(a) for a in arms}, tuple(range(seeds)), data)
     ablation.run(asked, held_out or folder / "held_out.h5", processes)
     print(ablation.arms_table(asked))
+
+# %% ../nbs/19_cli.ipynb #c0183
+def _base(name: str, data: Path | None, held_out: Path | None) -> Experiment:
+    "The preset that arms change, fitted to the scene file; ValueError if a file is missing."
+    if data and not held_out: raise ValueError("held_out: a scene file to score on is needed with --data")
+    if not (data or preset(name).data): raise ValueError(f"data: the preset {name} needs a scene file")
+    return fitted(preset(name), SceneFile(data)) if data else preset(name)
 
 # %% ../nbs/19_cli.ipynb #c020
 def page(weights: str, data: Path | None) -> str:
