@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FIELDS', 'kinds', 'family_of', 'class_named', 'arguments_of', 'family_of_class', 'options_in', 'generated_scenes',
            'Experiment', 'upgraded', 'experiment_of', 'experiment_with', 'fitted', 'build', 'held_out_scenes',
-           'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'save_weights', 'card_of',
-           'load_model', 'check_size', 'begin_with', 'export_weights', 'card_file', 'made_by_us', 'scenes_of']
+           'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'weights_in', 'save_weights',
+           'card_of', 'load_model', 'check_size', 'begin_with', 'export_weights', 'card_file', 'made_by_us',
+           'scenes_of']
 
 # %% ../../nbs/24_experiment.ipynb #c002
 import importlib, inspect, json, os, pkgutil, sys, typing
@@ -28,9 +29,8 @@ from ..scenes.clevr import Look, clevr
 from ..scenes.format import Generated, SceneFile
 from ..scenes.norb import SPLITS, toy_scenes
 from ..scenes.sprites import SCHEMES, TEXTURES, multi_dsprites, single_dsprites, tetrominoes
-from iodine_nb.training.fit import (
-    Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, matched, open_tensors, plain_tensors,
-    read_header)
+from ..training.fit import (Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights,
+                                    matched, open_tensors, plain_tensors, read_header)
 from ..training.metrics import decomposition_scores, evaluate, loss_scores
 
 # %% ../../nbs/24_experiment.ipynb #c005
@@ -232,15 +232,22 @@ def weights_folders() -> list[Path]:
     return [*own, book_folder() / "data" / "weights", *packed]
 
 def weights_path(name: str | Path) -> Path:
-    """The file of weights by their name, or a .safetensors file as it is; ValueError lists the names there
-    are."""
+    """The file of weights by their name, a .safetensors file as it is, or the checkpoint in a run's folder;
+    ValueError lists the names there are."""
     path, folders = Path(name), weights_folders()
+    if (checkpoint := Record(path).checkpoint).is_file(): return checkpoint
     if path.suffix == ".safetensors" and path.is_file(): return path
     for folder in folders:
         if (path := folder / f"{name}.safetensors").is_file(): return path
     there = sorted({p.stem for folder in folders for p in folder.glob("*.safetensors")})
     raise ValueError(f"{name}: no such weights; there are {', '.join(there) or 'none'}; "
-                     "or give the path of a .safetensors file")
+                     "or give the path of a .safetensors file or of a run's folder")
+
+# %% ../../nbs/24_experiment.ipynb #c016y
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    "The weights in a file, which may be a checkpoint."
+    tensors, header = open_tensors(path)
+    return checkpoint_weights(tensors) if "step" in header else tensors
 
 # %% ../../nbs/24_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
@@ -251,12 +258,11 @@ def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
     """The experiment that weights come from, and the rest of their card; ValueError names what is wrong with
     it."""
+    if (config := Path(name) / "config.json").is_file(): return experiment_of(read := read_json(config)), read
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
-        run = ("; of a run's checkpoint, `iodine-nb train` with --weights writes weights and card"
-               if Record(path.parent).checkpoint.with_suffix(".json") == path else "")
         raise ValueError(f"{path}: missing; weights need this file beside them, their card, which describes "
-                         f"the model{run}")
+                         "the model (for a run, give its folder)")
     card = read_json(path)
     if not isinstance(card, dict) or "preset" not in card:
         raise ValueError(f"{path}: has no field 'preset', so the model cannot be built")
@@ -265,10 +271,9 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 
 # %% ../../nbs/24_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
-    "A model in evaluation mode and its card, by the name of weights or the path of a .safetensors file."
-    (x, card), path = card_of(name), weights_path(name)
-    weights = open_tensors(path)[0]
-    check_size(x, weights, path)
+    "A model in evaluation mode and its card, by the name of weights, a .safetensors file or a run's folder."
+    x, card = card_of(name)
+    check_size(x, weights := weights_in(path := weights_path(name)), path)
     load_weights(model := build(x), weights, path)
     return model.eval(), card
 
@@ -279,19 +284,16 @@ def check_size(x: Experiment, weights: dict[str, torch.Tensor], path: Path) -> N
     except (NotImplementedError, RuntimeError, TypeError): return  # its constructor computes with weights
     matched(model, weights, path)
     if (size := sum(b.nbytes for b in model.buffers())) > 2**31:
-        raise ValueError(f"{path.with_suffix('.json')}: describes a model that needs {size / 2**30:.0f} GiB "
-                         "beside its weights; model.image is likely wrong")
+        raise ValueError(f"{path}: its card describes a model that needs {size / 2**30:.0f} GiB beside its "
+                         "weights; model.image is likely wrong")
 
 # %% ../../nbs/24_experiment.ipynb #c018
 def begin_with(model: nn.Module, name: str | Path) -> dict:
-    """Load weights into a new model, for training to go on from; what they are, for the record. The name of
-    weights, a .safetensors file (a checkpoint too), or the folder of a run."""
-    path = Record(name).checkpoint if Record(name).checkpoint.is_file() else weights_path(name)
-    tensors, header = open_tensors(path)
-    of_run = {"step": read_header(path, header)[0]} if "step" in header else {}
-    load_weights(model, checkpoint_weights(tensors) if of_run else tensors, path)
-    return {"weights": f"{path.parent.name}/{path.name}" if of_run else path.name,
-            "sha256": file_hash(path)} | of_run
+    "Load weights into a new model, for training to go on from; what they are, for the record."
+    path = weights_path(name)
+    load_weights(model, weights_in(path), path)
+    name = f"{path.parent.name}/{path.name}" if path == Record(path.parent).checkpoint else path.name
+    return {"weights": name, "sha256": file_hash(path)}
 
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
@@ -299,8 +301,9 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
     config, (tensors, header) = read_json(record.path / "config.json"), open_tensors(record.checkpoint)
     x = experiment_of(config)
     load_weights(model := build(x), checkpoint_weights(tensors), record.checkpoint)
-    card = {"preset": x.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]),
-            "seed": x.training.seed, "machine": config["machine"], "scores": scores or {}}
+    card = {"preset": x.to_dict(), "data_file": config["data_file"],
+            "steps": read_header(record.checkpoint, header)[0], "seed": x.training.seed,
+            "machine": config["machine"], "scores": scores or {}}
     card |= {k: config[k] for k in ("initial", "files", "held_out_file") if k in config}
     save_weights(path, model, card)
     return card
@@ -319,6 +322,7 @@ def made_by_us(x: Experiment, about: dict) -> bool:
     source = json.loads(about.get("source") or "{}") if "generator" not in about else about
     return bool({"generator", "made_by"} & set(source)) and x.data.startswith(about.get("name", x.data))
 
+# %% ../../nbs/24_experiment.ipynb #c0232b
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
               scenes: int = 320) -> dict[str, SceneFile]:
     """The scenes that weights belong to, by what they are: those of the file `data`, if it is given; the file

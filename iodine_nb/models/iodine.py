@@ -320,6 +320,7 @@ def weighted(self: IODINE, image, start, generator, **options) -> tuple[Tensor, 
                                                 cut_posterior=c.gradients == "detached", **options)
     return _Attach.apply(value, gradients, *trained(self)), evaluations
 
+# %% ../../nbs/14_iodine.ipynb #14a0c023
 @patch
 @takes_gradients
 def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float = 1.,

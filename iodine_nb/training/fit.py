@@ -102,7 +102,12 @@ def _check_training(c: TrainingConfig) -> None:
     if c.seed >= 2**63: raise ValueError(f"training.seed: must be below 2^63, is {c.seed}")
     if not 0 < c.learning_rate < 1:
         raise ValueError(f"training.learning_rate: must be between 0 and 1, is {c.learning_rate}")
-    for name, ramp in c.schedules.items():  # a weight may be 0, a factor of sigma may not
+    _check_schedules(c.schedules)
+
+# %% ../../nbs/17_training.ipynb #17a0c004
+def _check_schedules(schedules: dict[str, Ramp]) -> None:
+    "ValueError if a schedule leads IODINE's loss where it has no value."
+    for name, ramp in schedules.items():  # a weight may be 0, a factor of sigma may not
         least = min(ramp.start, ramp.end)
         if least < 0 and name == "kl_weight" or least <= 0 and name == "sigma_factor":
             raise ValueError(f"training.schedules.{name}: goes from {ramp.start} to {ramp.end}, must stay "
@@ -114,6 +119,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     plain = lambda v: v.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return {name: plain(v) for name, v in model.state_dict().items()}
 
+# %% ../../nbs/17_training.ipynb #17a0c005
 def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int,
                     config: dict) -> None:
     "Write weights, optimiser state and step, whole or not at all."
@@ -155,6 +161,7 @@ def matched(model: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[st
         if not found[name].isfinite().all(): raise ValueError(f"{path}: {name} holds NaN or infinity")
     return found
 
+# %% ../../nbs/17_training.ipynb #17a0c007
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load weights by name, or by a name that the model had before; ValueError names the first that does not
     fit."""
@@ -189,6 +196,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
     return step
 
+# %% ../../nbs/17_training.ipynb #17a0c07a
 def read_header(path: Path, header: dict[str, str]) -> tuple[int, dict]:
     "Step and configuration in a checkpoint's header; ValueError if there is none of them."
     if not header.get("step", "").isdecimal():
@@ -468,6 +476,7 @@ def try_score(model: nn.Module, held_out: SceneFile, score: Callable) -> None:
                          "`score=loss_scores` to evaluate the loss alone") from e
     finally: model.train()
 
+# %% ../../nbs/17_training.ipynb #17a0c019
 def files_of(**files) -> dict[str, str]:
     "Where scene files lie, by their use: relative to the working directory if they lie in it."
     paths = {use: f.path.absolute() for use, f in files.items() if isinstance(f, SceneFile)}
@@ -544,13 +553,19 @@ class _Run(_Setting):
 
 # %% ../../nbs/17_training.ipynb #c022x
 @patch
+def bar(self: _Run, step: int, shown: bool) -> tqdm:
+    "What a person sees of the run: a bar, which is switched off where lines are printed instead."
+    self.begun, self.first = time.monotonic(), step
+    self.lines = shown and not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(total=self.config.steps, initial=step, desc=self.record.path.name,
+                disable=self.lines or not shown, smoothing=.05)
+
+# %% ../../nbs/17_training.ipynb #17a0c022
+@patch
 def loop(self: _Run, step: int, progress: bool) -> Record:
     "From `step` to the last, or to where somebody asks for the end."
     c, a, self.sums, self.scores = self.config, self.accelerator, {}, {}
-    self.begun, self.first, shown = time.monotonic(), step, progress and a.is_main_process
-    self.lines = shown and not (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=self.lines or not shown,
-               smoothing=.05)
+    bar = self.bar(step, progress and a.is_main_process)
     with _Stop() as stop:
         while step < c.steps:
             terms = train_step(self.wrapped, self.loader, self.optimiser, a, c, step, self.asked,
@@ -579,6 +594,7 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
     self.due = self.due or step % c.checkpoint_every == 0
     if last and not self.skipped: self.save(step)
 
+# %% ../../nbs/17_training.ipynb #17a0c023
 @patch
 def end_early(self: _Run, step: int, bar) -> None:
     "A checkpoint where the run was asked to end."
@@ -621,6 +637,7 @@ def log(self: _Run, step: int) -> dict[str, float]:
     if self.accelerator.is_main_process: self.record.append(line)
     return means
 
+# %% ../../nbs/17_training.ipynb #17a0c23a
 @patch
 def score_held_out(self: _Run, step: int) -> dict[str, float]:
     "Score held-out scenes, shared by the processes; the first appends a line to the log."
