@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_finite', 'unknown_field', 'Config', 'Family', 'linear_coordinates', 'cosine_coordinates', 'seeded', 'Noise',
-           'normal', 'default_device', 'whole_file', 'write_json', 'read_json', 'file_hash', 'check_shape', 'device_of',
-           'check_inference', 'takes_gradients', 'markdown_table', 'book_folder']
+           'normal', 'default_device', 'chosen_device', 'whole_file', 'write_json', 'read_json', 'file_hash',
+           'check_shape', 'device_of', 'check_inference', 'takes_gradients', 'markdown_table', 'book_folder']
 
 # %% ../nbs/01_core.ipynb #c002
 import dataclasses, difflib, functools, hashlib, json, os, sys, tempfile, typing
@@ -152,6 +152,14 @@ def normal(source: "torch.Generator | Noise | None", rows: int, *shape: int,
 def default_device() -> str:
     "`cuda` where there is one, else `mps`, else `cpu`."
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+def chosen_device(name: str | None = None) -> str:
+    "The device of this name, or the default one; ValueError if it is not here."
+    if name is None: return default_device()
+    try: torch.zeros(1, device=name) + 1
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"device: {name} is not to be had here ({str(e).splitlines()[0]})") from None
+    return name
 
 # %% ../nbs/01_core.ipynb #c024
 @contextmanager

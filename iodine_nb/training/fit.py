@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ramp', 'OptimiserConfig', 'TrainingConfig', 'plain_tensors', 'save_checkpoint', 'open_tensors', 'matched',
            'load_weights', 'renamed', 'difference', 'load_checkpoint', 'read_header', 'checkpoint_weights', 'Record',
-           'read_log', 'curve_of', 'machine', 'alone_in', 'accelerator', 'loss_parameters', 'train_step',
-           'orthogonalised', 'Muon', 'try_score', 'files_of', 'fit', 'compile_networks', 'in_words']
+           'read_log', 'curve_of', 'write_tensorboard', 'machine', 'alone_in', 'accelerator', 'loss_parameters',
+           'train_step', 'orthogonalised', 'Muon', 'try_score', 'files_of', 'fit', 'compile_networks', 'in_words']
 
 # %% ../../nbs/17_training.ipynb #c002
 import atexit, contextlib, inspect, json, math, os, platform, signal, sys, threading, time
@@ -277,6 +277,20 @@ def at(self: Record, quantity: str, step: int) -> float | None:
     found = values[steps == step]
     return float(found[0]) if len(found) else None
 
+# %% ../../nbs/17_training.ipynb #17a0c04b
+def write_tensorboard(record: Record, folder: str | Path) -> int:
+    "Write a record's curves for TensorBoard, to a folder of the run's name in this one; how many values."
+    if not (log := record.log()): raise ValueError(f"{record.path}: holds no record of a run (log.jsonl)")
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard: this needs a package that is not installed; "
+                         "pip install 'iodine_nb[tensorboard]'") from None
+    values = [(f"{'training' if 'seconds' in line else 'held out'}/{name}", v, line["step"])
+              for line in log for name, v in line.items() if name not in ("step", "seconds")]
+    with SummaryWriter(Path(folder) / record.path.absolute().name, purge_step=0) as writer:
+        for value in values: writer.add_scalar(*value)
+    return len(values)
+
 # %% ../../nbs/17_training.ipynb #c010
 def machine() -> dict:
     "What a run ran on, for its record."
@@ -483,6 +497,11 @@ def files_of(**files) -> dict[str, str]:
     inside = lambda p: p.relative_to(Path.cwd()) if p.is_relative_to(Path.cwd()) else p
     return {use: inside(p).as_posix() for use, p in paths.items()}
 
+def _files(train: SceneFile | Generated, held_out: SceneFile | None) -> dict:
+    "What the record says of the scenes, besides what must not change."
+    held = {"held_out_file": held_out.describe()} if held_out else {}
+    return {"files": files_of(train=train, held_out=held_out)} | held
+
 def _same_run(about: dict) -> dict:
     "What must not change when a run goes on."
     return about | {"training": {k: v for k, v in about["training"].items() if k not in _MAY_CHANGE}}
@@ -500,16 +519,14 @@ def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
     asked, device = loss_parameters(model, config.schedules), processes.device
     _check_run(model, train, config, record, held_out, processes.num_processes)
     about = (describe or {}) | {"training": config.to_dict(), "data_file": train.describe()}
-    fast = config.precision == "bfloat16" or device.type == "cuda"
-    model = model.to(device, memory_format=torch.channels_last) if fast else model.to(device)
+    fast = config.precision == "bfloat16" or device.type == "cuda"  # their kernels like channels last
+    model = model.to(device, memory_format=torch.channels_last if fast else torch.preserve_format)
     loader = train.loader(config.batch_size, config.seed, device)
     if held_out and not record.checkpoint.exists(): try_score(model, held_out, score or loss_scores)
     run = _Run(model, loader, processes, config, record, held_out, score or loss_scores, asked,
                _same_run(about))
-    files = {"files": files_of(train=train, held_out=held_out)}
-    if held_out: files["held_out_file"] = held_out.describe()
     with alone_in(record.path) if processes.is_main_process else contextlib.nullcontext():
-        return run.loop(run.begin(about | files), progress)
+        return run.loop(run.begin(about | _files(train, held_out)), progress)
 
 # %% ../../nbs/17_training.ipynb #c020
 def compile_networks(model: nn.Module) -> None:
