@@ -178,10 +178,10 @@ def test_descent_leads_down_and_refuses_less_than_none():
                                   descent=40, generator=seeded(0))
     assert lower.loss.mean() < .8 * last.loss.mean()
     with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"):
-        model.infer(torch.rand(1, 3, 6, 6), descent=-1)
+        model.infer(torch.rand(1, 3, 6, 6).double(), descent=-1)
     with pytest.raises(ValueError,
                        match="kl_weight must be at least 0 and sigma_factor above 0, are -1.0 and 1.0"):
-        model.infer(torch.rand(1, 3, 6, 6), kl_weight=-1.)
+        model.infer(torch.rand(1, 3, 6, 6).double(), kl_weight=-1.)
     with pytest.raises(ValueError, match="kl_weight: must be at least 0, is -0.1"):
         IODINEConfig(kl_weight=-.1)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picture', 'VIEWS', 'RUN_PICTURES', 'grid_figure', 'parts_of', 'decomposition_figure', 'iterations_figure',
-           'traversal_figure', 'figure_of', 'said_of', 'scores_said', 'write_figure', 'curves_figure', 'run_picture',
-           'watched', 'draw_run']
+           'traversal_figure', 'figure_of', 'said_of', 'scores_said', 'check_figure', 'write_figure', 'curves_figure',
+           'run_picture', 'watched', 'draw_run']
 
 # %% ../../nbs/25_own_pictures.ipynb #c002
 import io, tempfile, time
@@ -119,6 +119,11 @@ def scores_said(batch: Batch, e: Decomposition, first: int, seed: int) -> str:
     n = len(batch.image)
     which = f"scenes {first} to {first + n - 1}" if n > 1 else f"scene {first}"
     return f"{which}, sampling seed {seed}: {values}"
+
+def check_figure(path: Path) -> None:
+    "ValueError if a figure cannot be written under this name."
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"out: must end in .png, .svg or .pdf, is {path}")
 
 def write_figure(figure: Figure, path: Path) -> None:
     "A figure as PNG, SVG or PDF, by the ending of its name, whole or not at all."
