@@ -194,3 +194,19 @@ def test_explanation_asks_the_pixel():
     e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means,
         mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
     assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())
+
+
+# the paper's five, through which "gradients are not propagated" (appendix B)
+CUT = {"means_gradient", "mask_gradient", "pixel_likelihood", "leave_one_out", "posterior_gradient"}
+
+
+@pytest.mark.parametrize("name", [n for n in INPUTS if n != "coordinates"])
+def test_five_inputs_are_data_and_the_others_carry_gradients(name):
+    config = IODINEConfig((3, 6, 6), 3, 3, normalisation="none", decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    image, noise = draws(model, config)
+    image.requires_grad_()
+    e = model.evaluate(image, model.start(2, 3, None), noise[0])
+    g = [v.requires_grad_() for v in model.gradients(e, keep_graph=True)]
+    assert model.inputs.one(name, model.state(image, e, g)).requires_grad == (name not in CUT)
