@@ -272,7 +272,7 @@ def test_scenes_that_stream_are_shuffled_within_and_among_windows():
     orders = [_epoch_order(100, 20, 0, epoch).view(5, 20) for epoch in range(4)]
     for order in orders:
         assert torch.equal(order.flatten().sort().values, torch.arange(100))
-        for window in order // 20: assert (window == window[0]).all()  # one window of the file after the other
+        for window in order // 20: assert (window == window[0]).all()  # one after the other
         assert all((row.diff() < 0).any() for row in order)
     firsts = {tuple((order[:, 0] // 20).tolist()) for order in orders}
     assert len(firsts) > 1 and any(list(f) != sorted(f) for f in firsts)
