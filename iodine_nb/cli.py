@@ -347,10 +347,9 @@ def watch(run: tyro.conf.Positional[Path], browser: bool = False, once: bool = F
 
 # %% ../nbs/19_cli.ipynb #c018
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
-          scenes: int = 320,
-          seeds: int = 3, slots: int | None = None, iterations: int | None = None, restarts: int = 1,
-          descent: int = 0, kl_weight: float = 1., by: Literal["masks", "explanation"] = "masks",
-          device: str | None = None, out: Path | None = None) -> None:
+          scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None,
+          restarts: int = 1, descent: int = 0, kl_weight: float = 1., device: str | None = None,
+          by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
     """Score weights on a scene file, by the score of their kind of model.
 
     Args:
