@@ -8,6 +8,7 @@ __all__ = ['SLOT_COLOURS', 'STYLE', 'CURVES', 'pics_folder', 'save', 'plot_scene
 
 # %% ../../nbs/18_plots.ipynb #c002
 import math, os
+from functools import reduce
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -162,7 +163,7 @@ def plot_curves(arms: dict[str, list[Record]], quantities: dict[str, str] = CURV
 
 def _arm(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
     curves = [r.curve(quantity) for r in records]
-    steps = curves[0][0][:min(len(c[0]) for c in curves)]
-    values = np.stack([v[:len(steps)] for _, v in curves])
+    steps = reduce(np.intersect1d, (s for s, _ in curves))  # those that all runs have
+    values = np.stack([v[np.isin(s, steps)] for s, v in curves])
     ax.plot(steps, values.mean(0), color=colour, label=name, lw=1.3)
     if len(records) > 1: ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=.2, lw=0)
