@@ -48,7 +48,7 @@ def backgrounds(images: Float[Tensor, "N C H W"],
     return level + ((images - level) * free).sum(0) / free.sum(0).clamp_min(1)
 
 def coverage(masks: Float[Tensor, "N H W"], pictures: Float[Tensor, "N C H W"],
-             behind: Float[Tensor, "N C H W"]) -> Float[Tensor, "N H W"]:
+             behind: Float[Tensor, "#N C H W"]) -> Float[Tensor, "N H W"]:
     """How far each pixel is the object's, 0 to 1: the slot's own (its mask), and unlike the background (by .1
     or more in some channel). What has less than a quarter of both is none, three quarters are all."""
     unlike = ((pictures - behind).abs().amax(1) / .1).clamp(max=1)
@@ -137,7 +137,7 @@ def redraw(model: TakesApart, found: Found, i: int,
 def redrawn(model: TakesApart, found: Found, i: int, changed: Float[Tensor, "V D"],
             part: int = 64) -> Appearance:
     "What the i-th object looks like with these latents in its slot: [V]."
-    seen, slot, behind = [], found.slot[i], found.behind[found.scene[i]]
+    seen, slot, behind = [], found.slot[i], found.behind[found.scene[i]][None]
     for some in changed.split(part):
         masks, means = (v[:, slot] for v in redraw(model, found, i, some))
         seen.append(appearance(coverage(masks, means, behind), means))
@@ -277,23 +277,23 @@ def on_object(model: TakesApart, found: Found, i: int, changed: Float[Tensor, "V
     object is or was."""
     masks, means = redraw(model, found, i, torch.cat([found.own[i:i + 1], changed]))
     slot, pictures = found.slot[i], (masks[:, :, None] * means).sum(1)
-    object_ = coverage(masks[:, slot], means[:, slot], found.behind[found.scene[i]]) > 0
+    object_ = coverage(masks[:, slot], means[:, slot], found.behind[found.scene[i]][None]) > 0
     change = (pictures[1:] - pictures[0]).abs().sum(1)
     return ((change * (object_[1:] | object_[0])).sum() / change.sum().clamp_min(1e-9)).item()
 
 # %% ../../nbs/56_what_a_number_means.ipynb #l037
 _FOLLOWED = ("x", "y", "size", "lightness")  # properties that are one real number
 
-def _in_units(a: Appearance, unit: dict[str, float]) -> Float[Tensor, "V 10"]:
-    "Everything that can be measured, in standard deviations of the true objects; outlines count less."
-    numbers = [getattr(a, name)[:, None] / unit[name]**.5 for name in _FOLLOWED]
+def _in_units(a: Appearance, unit: dict[str, float], name: str) -> Float[Tensor, "V 10"]:
+    "All that can be measured, in standard deviations of the true objects; this property counts three times."
+    numbers = [(3 if n == name else 1) * getattr(a, n)[:, None] / unit[n]**.5 for n in _FOLLOWED]
     return torch.cat([*numbers, 2 * torch.view_as_real(a.colour[:, 0]), a.outline.abs()], 1).float()
 
-def _nearer(model: TakesApart, found: Found, i: int, z: Float[Tensor, "D"], goal: Float[Tensor, "10"],
-            spread: Float[Tensor, "D"], unit: dict[str, float]) -> Float[Tensor, "D"]:
-    "One damped Gauss-Newton step of the i-th object's latent towards these measurements."
+def _nearer(measured, z: Float[Tensor, "D"], goal: Float[Tensor, "10"],
+            spread: Float[Tensor, "D"]) -> Float[Tensor, "D"]:
+    "One damped Gauss-Newton step of a latent towards measurements, where `measured` makes them of latents."
     nudge, d = .1 * torch.diag(spread), len(z)
-    seen = _in_units(redrawn(model, found, i, torch.cat([z + nudge, z - nudge, z[None]])), unit)
+    seen = measured(torch.cat([z + nudge, z - nudge, z[None]]))
     slope = (seen[:d] - seen[d:2 * d]) / .2  # [D, 10]: what each number does here, by its own spread
     step = torch.linalg.solve(slope @ slope.T + .02 * torch.eye(d), slope @ (goal - seen[-1]))
     return z + step * (.7 / step.norm()).clamp(max=1) * spread
@@ -304,16 +304,14 @@ def follow(model: TakesApart, found: Found, i: int, name: str, amounts: Float[Te
     """Latents in which x, y (pixels), size (logarithm) or lightness of the i-th object differ from what they
     are by these amounts, in rising order, and all else as little as possible. The way follows the decoder's
     own derivative, measured anew at every step, so it may be curved, and differs between objects."""
-    unit, spread, own = units(found), found.own.std(0), found.own[i]
-    base, column = _in_units(redrawn(model, found, i, own[None]), unit)[0], _FOLLOWED.index(name)
-    reached = {}
+    unit, spread, own, reached = units(found), found.own.std(0), found.own[i], {}
+    measured = lambda z: _in_units(redrawn(model, found, i, z), unit, name)
+    base, wanted = measured(own[None])[0], torch.eye(10)[_FOLLOWED.index(name)] * 3 / unit[name]**.5
     for side in (amounts[amounts < 0].flip(0), amounts[amounts >= 0]):
         z, last = own, 0.
         for amount in side.tolist():
             for s in range(1, between + 1):
-                goal = base.clone()
-                goal[column] += (last + (amount - last) * s / between) / unit[name]**.5
-                z = _nearer(model, found, i, z, goal, spread, unit)
+                z = _nearer(measured, z, base + (last + (amount - last) * s / between) * wanted, spread)
             reached[amount], last = z, amount
     return torch.stack([reached[amount] for amount in amounts.tolist()])
 
