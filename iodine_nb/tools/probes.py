@@ -155,6 +155,7 @@ def ranges(found: Found) -> tuple[Float[Tensor, "D"], Float[Tensor, "D"]]:
     "From the 5th to the 95th percentile of each latent number, over the slots of objects."
     return found.own.quantile(.05, 0), found.own.quantile(.95, 0)
 
+# %% ../../nbs/56_what_a_number_means.ipynb #l022
 def effects(model: TakesApart, found: Found, values: int = 7) -> Float[Tensor, "D P"]:
     """How much of a property's variance among true objects appears when one number goes through its range,
     mean over the objects; for one object at most 1."""
@@ -242,6 +243,7 @@ def named(effect: Float[Tensor, "D P"], low: Float[Tensor, "D"], high: Float[Ten
              "range": [round(low[d].item(), 3), round(high[d].item(), 3)]}
             for d in range(len(effect)) if total[d] >= LEAST_TOTAL and most[d] >= NAMEABLE]
 
+# %% ../../nbs/56_what_a_number_means.ipynb #l042
 def probe(model: TakesApart, scenes: Scenes, objects: int = 100) -> dict:
     "What the numbers of a slot mean, as cards hold it: `latents` and `directions`."
     found = find_objects(model, scenes)
@@ -272,6 +274,7 @@ def linear_r2(values: Float[Tensor, "N"], measured: Float[Tensor, "N k"]) -> flo
     left = measured - along[:, None] * (along @ measured) / along.square().sum()
     return 0. if total == 0 else 1 - (left.square().sum() / total).item()
 
+# %% ../../nbs/56_what_a_number_means.ipynb #l035x
 def on_object(model: TakesApart, found: Found, i: int, changed: Float[Tensor, "V D"]) -> float:
     """Which part of all the change in a scene's pixels (absolute, summed over channels) lies where the i-th
     object is or was."""
@@ -324,6 +327,7 @@ def _targets(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool
         if len(np.unique(v)) > 1: found[k] = v, k in KINDS and v.ndim == 1
     return found
 
+# %% ../../nbs/56_what_a_number_means.ipynb #l036x
 def dci(latents: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0) -> dict:
     """Disentanglement, completeness and informativeness (Eastwood & Williams 2018), from random forests that
     predict each factor (a vector is one factor) from the latents: two thirds of the objects to fit, the rest
