@@ -384,12 +384,16 @@ def try_score(model: nn.Module, held_out: SceneFile, score: Callable) -> None:
                          "`score=loss_scores` to evaluate the loss alone") from e
     finally: model.train()
 
-def files_of(**files) -> dict[str, str]:
-    "Where scene files lie, by their use: relative to the working directory if they lie in it."
+# %% ../../nbs/17_training.ipynb #c019d
+def files_of(train: SceneFile | Generated, held_out: SceneFile | None) -> dict:
+    "For the record: where scene files lie (relative to the working directory if in it), what is held out."
+    files = {"train": train, "held_out": held_out}
     paths = {use: f.path.absolute() for use, f in files.items() if isinstance(f, SceneFile)}
     inside = lambda p: p.relative_to(Path.cwd()) if p.is_relative_to(Path.cwd()) else p
-    return {use: inside(p).as_posix() for use, p in paths.items()}
+    found = {"files": {use: inside(p).as_posix() for use, p in paths.items()}}
+    return found | {"held_out_file": held_out.describe()} if held_out else found
 
+# %% ../../nbs/17_training.ipynb #c019c
 def _same_run(about: dict) -> dict:
     "What must not change when a run goes on."
     return about | {"training": {k: v for k, v in about["training"].items() if k not in _MAY_CHANGE}}
@@ -413,9 +417,7 @@ def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
     if held_out and not record.checkpoint.exists(): try_score(model, held_out, score or loss_scores)
     run = _Run(model, loader, accelerator, config, record, held_out, score or loss_scores, asked,
                _same_run(about))
-    files = {"files": files_of(train=train, held_out=held_out)}
-    if held_out: files["held_out_file"] = held_out.describe()
-    return run.loop(run.begin(about | files), progress)
+    return run.loop(run.begin(about | files_of(train, held_out)), progress)
 
 # %% ../../nbs/17_training.ipynb #c020
 def compile_networks(model: nn.Module) -> None:
@@ -491,6 +493,7 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
     bar.update()
     if step % c.checkpoint_every == 0 or last: self.save(step)
 
+# %% ../../nbs/17_training.ipynb #c023d
 @patch
 def end_early(self: _Run, step: int, bar) -> None:
     "A checkpoint where the run was asked to end."
