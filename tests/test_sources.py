@@ -113,7 +113,8 @@ def scenes_of(tmp_path, mask, image=None):
 def test_labels_that_are_no_entities_are_refused(tmp_path, wrong):
     mask = np.zeros((2, 4, 6), np.asarray(wrong).dtype)
     mask[1, 2, 3], mask[0, 0, 0] = wrong, 1
-    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers from 0"): scenes_of(tmp_path, mask)
+    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers from 0"):
+        scenes_of(tmp_path, mask)
     assert not (tmp_path / "a.h5").exists()
 
 
