@@ -520,6 +520,7 @@ def _resized(v: UInt8[np.ndarray, "N H W *C"], size, nearest: bool) -> UInt8[np.
     made = [np.asarray(fit_picture(Image.fromarray(x), size, nearest, "stretch")) for x in flat]
     return np.stack(made).reshape(len(v), *size, *v.shape[3:]) if made else v[:, :size[0], :size[1]]
 
+# %% ../../nbs/04_data.ipynb #04d00008
 def crop_and_resize(s: Scenes,
                     crop: tuple[int, int, int, int] | None,  # rows from, to; columns from, to
                     size: tuple[int, int] | None) -> Scenes:  # height and width
@@ -587,6 +588,7 @@ def _eight_bits(im: Image.Image) -> Image.Image:
         raise ValueError(f"has mode {im.mode}, values from {v.min():g} to {v.max():g}; save it with 8 bits")
     return Image.fromarray((v / most * 255).round().astype(np.uint8))
 
+# %% ../../nbs/04_data.ipynb #04d00009
 def _on_black(im: Image.Image) -> Image.Image:
     "A picture without transparency: black shows through."
     if not im.has_transparency_data: return im
