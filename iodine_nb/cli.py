@@ -132,12 +132,11 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
         at_least: keep scenes with at least so many
         size: height and width; CLEVR is 128 128 if not said
         skip: leave out so many of the scenes that have the right number of objects
-        skip_before: leave out so many scenes of the file, before objects are counted; the first 70,000 of
-            CLEVR are commonly the training scenes
+        skip_before: leave out so many scenes of the file before; of CLEVR commonly 70000, those of training
         scenes: at most so many
         split: a name, kept in the file
     """
-    how = (name, objects, at_least, size, skip, skip_before, scenes, split, sys.stderr.isatty())
+    how = name, objects, at_least, size, skip, skip_before, scenes, split, sys.stderr.isatty()
     print(f"{out}: {import_published(file, out, *how)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c010
