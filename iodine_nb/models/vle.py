@@ -490,17 +490,16 @@ def vle_scores(model: VLE, batch: Batch, generator: torch.Generator | Noise | No
 # %% ../../nbs/60_vle.ipynb #v060
 _tokens = {"final_weight": Ramp(0., .5, 2_000), "tokens_mean": Ramp(0., 4., 8_000)}
 _published = TrainingConfig(steps=100_000, batch_size=32, beta1=.9, decay=1., schedules=_tokens)
-_quick = TrainingConfig(steps=1_200, batch_size=16, learning_rate=2e-3, beta1=.9, warmup=50, schedule="cosine",
-                        decay=.02, decay_steps=1_200, clip=1., precision="bfloat16", log_every=20,
-                        evaluate_every=1_200, checkpoint_every=200,
-                        schedules={"final_weight": Ramp(0., .5, 200), "tokens_mean": Ramp(0., 3., 600)})
-_net = NetworkConfig(16, (1, 2, 2, 4), 1, 4, 0., 1, (16, 32), 1, 16)
+_quick = TrainingConfig(steps=1_500, batch_size=8, optimiser="muon", learning_rate=3e-3, beta1=.9, warmup=30,
+                        schedule="cosine", decay=.02, decay_steps=1_500, clip=1., precision="bfloat16",
+                        log_every=20, evaluate_every=1_500, checkpoint_every=200,
+                        schedules={"final_weight": Ramp(0., .5, 200), "tokens_mean": Ramp(0., 2., 300)})
+_net = NetworkConfig(16, (1, 2, 2, 4), 1, 4, 0., 0, (8, 16), 1, 16)
 _masked = dict(memory="encoder", sum="clamped", mask_loss="sum", mask_weight=.1)
 _small = VLEConfig((3, 32, 32), 6, _net)
-_inherent = _small.change(masks="inherent", **_masked)
+_sprites, _patient = "multi_dsprites_colored_on_grayscale", _quick.change(schedules__tokens_mean=Ramp(1., 2., 200))
 family = Family(VLEConfig, VLE, vle_scores, {
     "vle": ("clevr_with_masks", VLEConfig(), _published),
-    "vle_small": ("multi_dsprites_colored_on_grayscale", _small, _quick),
-    "vle_mask_small": ("multi_dsprites_colored_on_grayscale", _inherent, _quick),
-    "vle_saliency_small": ("multi_dsprites_colored_on_grayscale",
-                           _small.change(masks="saliency", **_masked), _quick)})
+    "vle_small": (_sprites, _small, _quick),
+    "vle_mask_small": (_sprites, _small.change(masks="inherent", **_masked), _patient),
+    "vle_saliency_small": (_sprites, _small.change(masks="saliency", **_masked), _patient)})
