@@ -490,9 +490,9 @@ def vle_scores(model: VLE, batch: Batch, generator: torch.Generator | Noise | No
 # %% ../../nbs/60_vle.ipynb #v060
 _tokens = {"final_weight": Ramp(0., .5, 2_000), "tokens_mean": Ramp(0., 4., 8_000)}
 _published = TrainingConfig(steps=100_000, batch_size=32, beta1=.9, decay=1., schedules=_tokens)
-_quick = TrainingConfig(steps=1_500, batch_size=8, optimiser="muon", learning_rate=3e-3, beta1=.9, warmup=30,
-                        schedule="cosine", decay=.02, decay_steps=1_500, clip=1., precision="bfloat16",
-                        log_every=20, evaluate_every=1_500, checkpoint_every=200,
+_quick = TrainingConfig(steps=1_000, batch_size=8, optimiser="muon", learning_rate=3e-3, beta1=.9, warmup=30,
+                        schedule="cosine", decay=.02, decay_steps=1_000, clip=1., precision="bfloat16",
+                        log_every=20, evaluate_every=1_000, checkpoint_every=200,
                         schedules={"final_weight": Ramp(0., .5, 200), "tokens_mean": Ramp(0., 2., 300)})
 _net = NetworkConfig(16, (1, 2, 2, 4), 1, 4, 0., 0, (8, 16), 1, 16)
 _masked = dict(memory="encoder", sum="clamped", mask_loss="sum", mask_weight=.1)
