@@ -51,7 +51,8 @@ def vle_runs() -> Path:
 
 def asked() -> dict[str, Ablation]:
     "All comparisons of the chapter, three seeds each."
-    short = dict(training__steps=300, training__decay_steps=300, training__evaluate_every=300, model__tokens=4)
+    short = dict(training__steps=300, training__decay_steps=300, training__evaluate_every=300,
+                 model__tokens=4)
     ask = lambda name, arms, **changes: Ablation(vle_runs(), preset(name).change(**changes), arms)
     return {"loops": ask("vle_small", LOOPS), "masks": ask("vle_mask_small", {"vle mask": {}}),
             "losses": ask("vle_mask_small", MASK_LOSSES, **short),
@@ -67,7 +68,7 @@ def trained(ask: Ablation, arm: str, seed: int) -> VLE:
     return model.eval()
 
 def stripes(masks: Float[Tensor, "B K H W"]) -> float:
-    "The variance of row means, or of column means, in parts of the variance of a mask's pixels; 1 for stripes."
+    "The variance of row or column means, in parts of the variance of a mask's pixels; 1 for stripes."
     whole = masks.var((2, 3), correction=0)
     rows, columns = (masks.mean(d).var(2, correction=0) for d in (3, 2))
     counted = whole > 1e-4
