@@ -151,9 +151,10 @@ def test_the_conv_lstm_is_an_lstm_in_every_pixel():
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "sum", "previous", "both"])
 def test_minima_of_the_mask_losses_on_a_grid(kind):
-    """All pairs of masks of 24 pixels: so many pixels in the first, in the second, and in both. A pixel in either
-    or both adds 2 to the areas a and b and the difference d, so a + b + d is at most 2 of the picture, and the
-    sum of p exp(-5a), exp(-5b) and k exp(-5d) is least where all three are equal."""
+    """All pairs of masks of 24 pixels: so many pixels in the first, in the second, and in both.
+
+    A pixel in either or both adds 2 to the areas a and b and the difference d, so a + b + d is at most 2 of
+    the picture, and the sum of p exp(-5a), exp(-5b) and k exp(-5d) is least where all three are equal."""
     n, found = 24, {}
     for a, b in itertools.product(range(n + 1), repeat=2):
         for o in range(max(0, a + b - n), min(a, b) + 1):

@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.GroupNorm(1, n), nn.ReLU(),
                                     nn.Conv2d(n, outputs, 3, padding=1))
 
-    def forward(self, x: Float[Tensor, "B c H W"], state=None, prompt: Float[Tensor, "b"] | None = None):
+    def forward(self, x: Float[Tensor, "B c H W"], state=None, prompt: Float[Tensor, "C"] | None = None):
         x = self.stem(x)
         if prompt is not None: x = x + prompt[:, None, None]
         if self.memory: x, state = self.memory(x, state)
