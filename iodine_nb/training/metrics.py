@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
-           'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'segmentation_scores', 'decomposition_scores',
-           'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'object_latents',
-           'probe_factors', 'disentanglement', 'probe_table']
+           'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'lowest', 'segmentation_scores',
+           'decomposition_scores', 'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table',
+           'matched_slots', 'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from ..core import Noise, markdown_table
+from ..core import Noise, device_of, markdown_table
 from ..scenes.format import Batch, Loader, SceneFile, Scenes
 
 # %% ../../nbs/16_metrics.ipynb #c005
@@ -90,6 +90,10 @@ def each_tensor(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     one = lambda v: each_tensor(v, change) if isinstance(v, tuple) else v if v is None else change(v)
     return type(e)(*map(one, e))
 
+def lowest(losses: list[Float[Tensor, "B"]]) -> Int[Tensor, "B"]:
+    "Which of several runs has the lowest loss, for each image; one that broke down (NaN) is the last choice."
+    return torch.stack(losses).nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0)
+
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 
@@ -123,12 +127,12 @@ def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scen
              score: Callable = decomposition_scores, accelerator=None, **infer) -> dict[str, list[float]]:
     """Mean scores over the first `scenes` scenes, one number a sampling seed; the processes of an Accelerator
     divide the work and get the same numbers. What else is given goes to the score. ValueError if there is
-    nothing to score, or the model cannot read the file's images."""
+    nothing to score, or the model cannot read the file's images; FloatingPointError if a mean is not
+    finite."""
     if scenes < 1 or not len(seeds):
         raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
     if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
-    device = next(model.parameters()).device
-    loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
+    loader = Loader(file, min(batch_size, len(file), scenes), device=device_of(model), limit=scenes)
     if accelerator and accelerator.num_processes > loader.batch_size:
         raise ValueError(
             f"scenes: {scenes} cannot be divided among {accelerator.num_processes} processes; score more")
@@ -149,7 +153,12 @@ def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator,
     by_image = torch.stack([torch.cat([f[name] for f in found]).cpu().double() for name in found[0]])
     total = torch.cat([by_image.sum(1), torch.tensor([by_image.shape[1]], dtype=torch.float64)])
     if processes > 1: total = accelerator.reduce(total.to(accelerator.device), "sum")
-    return dict(zip(found[0], (total[:-1] / total[-1]).tolist()))
+    means = dict(zip(found[0], (total[:-1] / total[-1]).tolist()))
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name}: the mean over scenes is {value}; the model has broken down on "
+                                     "at least one of them, and a score would mean nothing")
+    return means
 
 # %% ../../nbs/16_metrics.ipynb #c015
 def score_table(scores: dict[str, list[float]]) -> str:
@@ -167,8 +176,9 @@ def way_of(key: str) -> str:
     return "single runs" if key == "best of 1" else key
 
 def mean_and_spread(values: list[float], digits: int = 3) -> str:
-    "Mean ± standard deviation."
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+    "Mean ± standard deviation, which a single value has none of."
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}" + spread
 
 def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
@@ -177,6 +187,17 @@ def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     return markdown_table(["weights", "", *SCORES.values()], rows)
 
 # %% ../../nbs/16_metrics.ipynb #c021
+def matched_slots(last: Decomposition, mask: Integer[Tensor, "B H W"], entities: int,
+                  least_iou: float = .5) -> tuple[Tensor, Tensor, Tensor]:
+    """The objects that have a slot, one to one: the picture, the entity (1 is the first object) and the slot
+    of each, [M]. The IoU, over the objects' pixels, is above `least_iou`."""
+    iou = intersection_over_union(contingency(mask, last.segmentation, entities, last.masks.shape[1])[:, 1:])
+    slot = match_slots(iou)
+    found = (slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)
+    b, e = found.nonzero(as_tuple=True)
+    return b, e + 1, slot[b, e]
+
+# %% ../../nbs/16_metrics.ipynb #c021x
 @torch.no_grad()
 def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None, part: int = 32,
                    **infer) -> tuple[Float[np.ndarray, "M D"], dict[str, np.ndarray]]:
@@ -185,15 +206,11 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
     latents, factors = [], {k: [] for k in scenes.factors}
     for i in range(0, len(scenes), part):
         some = scenes[i:i + part]
-        batch = Batch.of(some)
+        batch = Batch.of(some).to(device_of(model))
         last = model.infer(batch.image, generator=generator, **infer)[-1]
-        table = contingency(batch.mask, last.segmentation, some.visibility.shape[1], last.masks.shape[1])
-        iou = intersection_over_union(table[:, 1:])
-        slot = match_slots(iou)
-        b, e = ((slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)).nonzero(
-            as_tuple=True)
-        latents.append(last.latents[b, slot[b, e]].numpy())
-        for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy() + 1])
+        b, e, slot = matched_slots(last, batch.mask, some.visibility.shape[1], least_iou)
+        latents.append(last.latents[b, slot].cpu().numpy())
+        for k, v in some.factors.items(): factors[k].append(v[b.cpu().numpy(), e.cpu().numpy()])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
 # %% ../../nbs/16_metrics.ipynb #c023
