@@ -428,17 +428,18 @@ export class Iodine {
   // Sample z from λ, decode it, and compare with the image [H, W, C].
   evaluate(image, posterior, noise) {
     const { latent: D, sigma, prior_variance: prior, kl_weight } = this.config, K = posterior.length / (2 * D);
-    const z = new Float32Array(K * D), kl = new Float32Array(K);
+    const z = new Float32Array(K * D), latents = new Float32Array(K * D), kl = new Float32Array(K);
     for (let s = 0; s < K; s++) for (let d = 0; d < D; d++) {
       const mean = posterior[s * 2 * D + d], variance = this.variance(posterior[s * 2 * D + D + d]);
       const measured = this.framed && d < 2;                       // a place has no noise and no KL
+      latents[s * D + d] = mean;
       z[s * D + d] = measured ? mean : mean + Math.sqrt(variance) * noise[s * D + d];
       if (!measured) kl[s] += 0.5 * ((variance + mean ** 2) / prior - 1 - Math.log(variance / prior));
     }
     const decoded = this.decode(z, true);
     const seen = spatialMixture(image, decoded.means, decoded.maskLogits, K, this.C, sigma);
     const loss = kl_weight * kl.reduce((a, b) => a + b, 0) - seen.logLikelihood.reduce((a, b) => a + b, 0);
-    return (this.newest = { posterior, z, noise, kl, loss, slots: K, ...decoded, ...seen });
+    return (this.newest = { posterior, latents, z, noise, kl, loss, slots: K, ...decoded, ...seen });
   }
 
   // ∂L/∂λ of one slot of the evaluation that was made last, as the way back needs what the decoder has kept of it.
