@@ -25,7 +25,7 @@ from ..core import Noise, seeded, whole_file
 from ..experiments.experiment import card_of, kinds, load_model
 from ..scenes.format import Batch, SceneFile, Scenes
 from .page import check_page, page_bytes, page_file, page_script, widget_script
-from ..training.metrics import contingency, mean_iou
+from ..training.metrics import contingency, intersection_over_union, mean_iou
 
 # %% ../../nbs/41_explorer.ipynb #p010
 class PageNoise(Noise):
@@ -62,9 +62,9 @@ def page_knows(model: nn.Module) -> bool:
 
 # %% ../../nbs/41_explorer.ipynb #p012
 @torch.no_grad()
-def tried(model: nn.Module, scenes: Scenes, starts: int = 3) -> tuple[list[int], list[float], Tensor]:
-    """Each scene from some starts: the one with the lowest loss; how well it comes apart (mIoU with the true
-    masks, 0 if they are not known); and the latents that were found, of all scenes and slots."""
+def tried(model: nn.Module, scenes: Scenes, starts: int = 2) -> tuple[list[int], list[float], Tensor]:
+    """Each scene from some starts: the one with the lowest loss; how well it comes apart (the mean IoU of
+    its objects or, if that is less, the background's; 0 if the true masks are not known); and the latents that were found, of all scenes and slots."""
     model, best, quality, latents = copy.deepcopy(model).half().float(), [], [], []  # as the page's weights are
     for i in range(len(scenes)):
         batch = Batch.of(scenes[i:i + 1])
@@ -75,7 +75,8 @@ def tried(model: nn.Module, scenes: Scenes, starts: int = 3) -> tuple[list[int],
         if batch.mask is None: quality.append(0.); continue
         found = e.segmentation[best[-1]][None]
         table = contingency(batch.mask, found, int(batch.mask.max()) + 1, e.latents.shape[1])
-        quality.append(mean_iou(table).item())
+        behind = intersection_over_union(table)[0, 0].max().item()
+        quality.append(min(mean_iou(table).item(), behind))
     return best, quality, torch.cat(latents)
 
 # %% ../../nbs/41_explorer.ipynb #p013
@@ -102,19 +103,24 @@ def kind_of(model: nn.Module) -> str | None:
     return next((kind for kind, family in kinds().items() if family.model is type(model)), None)
 
 # %% ../../nbs/41_explorer.ipynb #p014
-def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 10) -> Shown:
-    """Weights (a name, or a .safetensors file) with some scenes, generated ones if none are given: those that
-    the page can take apart from the best of three starts, the one that comes apart best first."""
+def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) -> Shown:
+    """Weights (a name, or a .safetensors file) with some scenes, generated ones if none are given: which
+    are taken apart from the better one of two starts, a scene whose objects have a slot each first."""
     (x, card), (model, _) = card_of(name), load_model(name)
     if isinstance(scenes, SceneFile): model.check_images(scenes.shape, str(scenes.path))
     scenes = x.generated().make(count, np.random.default_rng(7)) if scenes is None else scenes[:count]
     return show(Path(name).stem, model, scenes, x.data, card)
 
+def _opening(quality: list[float], objects: np.ndarray) -> int:
+    "The scene to open with: of those that come apart well, the one with most objects."
+    well = [i for i, q in enumerate(quality) if q > .9 * max(quality)]
+    return max(well, key=lambda i: (objects[i], quality[i]))
+
 def show(name: str, model: nn.Module, scenes: Scenes, data: str = "", card: dict | None = None) -> Shown:
     "A model with these scenes."
     if not len(scenes): raise ValueError("images: at least 1 is needed, there are 0")
     starts, quality, latents = tried(model, scenes)
-    order = sorted(range(len(scenes)), key=lambda i: -quality[i])[:1]
+    order = [_opening(quality, scenes.visibility[:, 1:].sum(1))]
     order += [i for i in range(len(scenes)) if i not in order]
     image = np.ascontiguousarray(scenes.image[order])
     shape = (image.shape[3], *image.shape[1:3])

@@ -5,7 +5,7 @@
 //
 // `models` describes each model (name, title, image, slots, latent, …, as `description` of the chapter
 // 41_explorer writes it); open(name) gives { host, scenes }, who computes and the scenes as bytes [n, H, W, C].
-import { along, compose, fromText, History, isBackground, knownDirections, maskOf, measuredDirections, partners,
+import { along, compose, fromText, History, isBackground, knownDirections, largest, maskOf, measuredDirections, partners,
          toText, whereIs } from "./scene.js";
 import { colourOf, draw, drawLightness, drawOwners, drawSigned, newCanvas, outline, readPicture, sheetToCanvas,
          sheetToSVG } from "./pictures.js";
@@ -247,16 +247,14 @@ export class Explorer {
   }
   // The chosen slot at first: the object with the largest area.
   firstObject() {
-    const area = this.slots.map((_, s) => (isBackground(this.composed.owner, s, this.W) ? -1
-      : this.composed.owner.reduce((sum, o) => sum + (o === s), 0)));
-    return area.indexOf(Math.max(...area));
+    return largest(this.composed, this.slots.length, this.W);
   }
 
   // ---- changing -------------------------------------------------------------------------------------------
 
   get slots() { return this.history.now; }
   mask(slot) { return maskOf(this.composed, slot, this.N); }
-  background(slot) { return isBackground(this.composed.owner, slot, this.W); }
+  background(slot) { return isBackground(this.mask(slot), this.W); }
 
   // The scene becomes these slots; `what`: changes of one kind that follow each other are one to undo.
   become(slots, what) {
@@ -281,7 +279,16 @@ export class Explorer {
     if (history !== this.history) return;
     this.become(this.slots.with(slot, fresh), what);
   }
-  edit(change) { return () => { if (this.history) return change(); }; }
+  edit(change) { return () => { if (this.history) this.run(change); }; }
+  // Does something, and knows that it is being done; what goes wrong becomes a sentence.
+  async run(change) {
+    this.running = (this.running ?? 0) + 1;
+    try { await change(); } catch (error) { this.say(error.message, true); } finally { this.running--; }
+  }
+  // Nothing is being computed, and nothing is about to be.
+  get idle() {
+    return Boolean(this.history && !this.running && !this.busy && !this.held && !this.timer && !this.stale);
+  }
 
   buildEditing() {
     const b = this.buttons = {
@@ -362,12 +369,14 @@ export class Explorer {
   async resize(steps) {  // by tenths
     const { slot } = this, { size } = await this.directions(slot);
     await this.put(slot, along(this.slots[slot].z, size, steps), `size ${slot}`);
-    this.later();
   }
   // After a while without another change, the change is over.
   later() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.history && this.settle(), 250);
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      if (this.history) this.settle();
+    }, 250);
   }
 
   // ---- drawing --------------------------------------------------------------------------------------------
@@ -379,6 +388,7 @@ export class Explorer {
     b.undo.disabled = !history.past.length;
     b.redo.disabled = !history.future.length;
     b.again.disabled = !this.image;
+    b.reset.disabled = this.slots === this.inferred;
     b.remove.textContent = this.slots[this.slot].shown ? "Delete" : "Put back";
     this.find(".lead").textContent = `A model that was never told what an object is has divided this picture among `
       + `${this.slots.length} slots. Drag an object, or change one of its numbers.`;
@@ -453,6 +463,7 @@ export class Explorer {
     this.find(".title").textContent = `Numbers of ${this.nameOf(slot)}`;
     this.find(".moves").textContent = this.background(slot) ? "" : MOVES[knownDirections(model).how];
     const rows = this.rowsOfNumbers();
+    this.stale = true;
     for (const row of rows) this.setSlider(row);
     for (const { element } of this.sliders) element.classList.add("stale");
     await wait(0);
@@ -464,6 +475,7 @@ export class Explorer {
       this.arrange(rows, effects);
     }
     this.arrange(rows, effects, true);
+    this.stale = false;
   }
   order(rows) { return [...rows].sort((a, b) => (b.property ? 1 + b.effect : 0) - (a.property ? 1 + a.effect : 0)); }
 
@@ -492,7 +504,8 @@ export class Explorer {
     label.append(value);
     return { input, value, strip, element: el("div", { className: "slider" }, label, input, strip) };
   }
-  frameValue(input, i) { return Number(input.min) + (Number(input.max) - input.min) * i / (FRAMES - 1); }
+  // Frames lie below the values that they show: the middle of each seventh of the range.
+  frameValue(input, i) { return Number(input.min) + (Number(input.max) - input.min) * (i + 0.5) / FRAMES; }
   setSlider({ d, value, low, high }) {
     const { input, value: shown } = this.sliders[d];
     Object.assign(input, { min: low, max: high, value });
@@ -516,27 +529,32 @@ export class Explorer {
         this.wish = null;
         await next();
       }
-    } finally { this.busy = false; }
+    } catch (error) { this.say(error.message, true); } finally { this.busy = false; }
   }
 
-  // The part of the picture that a film strip shows: all of it for places, else a square around the object.
-  windowFor(property) {
-    const { W, H } = this, { x, y, area } = whereIs(this.mask(this.slot), W);
-    const side = Math.min(W, H, Math.max(Math.round(Math.min(W, H) / 2.2), Math.round(2.4 * Math.sqrt(area))));
-    if (property === "x" || property === "y" || !property || !area || side >= Math.min(W, H)) return undefined;
+  // The part of the picture that a film strip shows: a square around the object, or all of it if the object leaves
+  // that square or vanishes.
+  windowFor(places) {
+    const { W, H } = this, { x, y, area } = whereIs(this.mask(this.slot), W), whole = Math.min(W, H);
+    const side = Math.max(Math.round(whole / 2.2), Math.round(2.4 * Math.sqrt(area)));
+    const near = (p) => !(Math.hypot(p.x - x, p.y - y) > side / 6);
+    if (!area || side >= whole || !places.every(near)) return undefined;
     return { w: side, h: side, x: clamp(Math.round(x - side / 2), 0, W - side), y: clamp(Math.round(y - side / 2), 0, H - side) };
   }
   // Seven previews; returns how much the picture changes along them.
-  async drawStrip({ d, property }, turn) {
+  async drawStrip({ d }, turn) {
     const { input, strip, element } = this.sliders[d], { slot, slots } = this, { z } = slots[slot];
-    const window = this.windowFor(property), frames = [];
+    const frames = [], places = [];
     for (let i = 0; i < FRAMES; i++) {
       const [changed] = await this.decode([z.with(d, this.frameValue(input, i))]);
       if (this.sliderTurn !== turn) return 0;
-      frames.push(compose(slots.with(slot, changed), this.C).picture);
-      draw(strip.children[i], frames[i], this.size, { window });
+      const composed = compose(slots.with(slot, changed), this.C);
+      frames.push(composed.picture);
+      places.push(whereIs(maskOf(composed, slot, this.N), this.W));
     }
-    const now = Math.round((z[d] - input.min) / ((input.max - input.min) || 1) * (FRAMES - 1));
+    const window = this.windowFor(places);
+    frames.forEach((frame, i) => draw(strip.children[i], frame, this.size, { window }));
+    const now = clamp(Math.floor((z[d] - input.min) / ((input.max - input.min) || 1) * FRAMES), 0, FRAMES - 1);
     [...strip.children].forEach((frame, i) => frame.classList.toggle("now", i === now));
     element.classList.remove("stale");
     return Math.max(...frames.map((f) => f.reduce((sum, v, i) => sum + Math.abs(v - frames[FRAMES >> 1][i]), 0) / f.length));
@@ -566,7 +584,7 @@ export class Explorer {
     stage.addEventListener("pointermove", (event) => this.movePointer(event));
     for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, (event) => {
       touches.delete(event.pointerId);
-      if (touches.size === 0) this.release();
+      if (touches.size === 0) this.run(() => this.release());
     });
     stage.addEventListener("pointerleave", () => this.hover(-1));
     stage.addEventListener("wheel", (event) => {
@@ -636,14 +654,15 @@ export class Explorer {
     });
   }
   async release() {
-    const { held } = this;
+    const { held, pinch } = this;
     this.held = this.pinch = null;
     this.find(".canvas").classList.remove("held");
     if (!this.history) return;
     while (this.busy) await wait(5);
     const grip = await held?.grip;
     if (held?.last && grip.d.how !== "frame") for (let i = 0; i < 3; i++) await this.moveTo(grip, ...held.last, "drag");
-    if (held?.moved || this.fresh) { this.fresh = false; this.settle(); } else if (held) this.settle();
+    if (held || pinch || this.fresh) this.settle();
+    this.fresh = false;
   }
   // Wheel and pinch come faster than decoding: their steps are added up.
   resizeSoon(steps) {
@@ -654,6 +673,7 @@ export class Explorer {
       this.steps = 0;
       await this.resize(all);
     });
+    this.later();
   }
   key(event) {
     if (!this.history || event.altKey || event.target.matches("textarea, select, .times *")) return;
@@ -676,7 +696,7 @@ export class Explorer {
     if (key.startsWith("Arrow") && !event.target.matches(".canvas, body")) return;
     event.preventDefault();
     event.stopPropagation();  // a notebook has keys of its own
-    act();
+    this.run(act);
   }
 
   // ---- how it got there -----------------------------------------------------------------------------------
@@ -763,9 +783,8 @@ export class Explorer {
     await this.host.ask(message, (e) => { last = e; });
     const slots = await this.decode(this.rowsOf(last.latents));
     if (turn !== this.turn) return;
-    const composed = compose(slots, this.C), owned = slots.map((_, s) => (isBackground(composed.owner, s, this.W) ? -1
-      : composed.owner.reduce((n, o) => n + (o === s), 0)));
-    this.mate = { slots, composed, chosen: owned.indexOf(Math.max(...owned)), from: this.slots, index };
+    const composed = compose(slots, this.C), chosen = largest(composed, slots.length, this.W);
+    this.mate = { slots, composed, chosen, from: this.slots, index };
     this.mateRest.hidden = false;
     this.mateBlend.value = 0;
     this.drawMate();

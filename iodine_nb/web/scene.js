@@ -40,11 +40,13 @@ export class History {
   }
 }
 
-// Centre and area of a mask [N] in pixels; pixels that it hardly claims do not count.
+// Centre and area of a mask [N] in pixels; pixels that it claims less than others do not count.
 export function whereIs(mask, W) {
-  let area = 0, x = 0, y = 0;
+  let area = 0, x = 0, y = 0, most = 0;
+  for (let p = 0; p < mask.length; p++) most = Math.max(most, mask[p]);
+  const least = Math.max(0.2, 0.6 * most);
   for (let p = 0; p < mask.length; p++) {
-    const weight = Math.max(0, mask[p] - 0.25);
+    const weight = Math.max(0, mask[p] - least);
     area += weight; x += weight * (p % W); y += weight * Math.floor(p / W);
   }
   return area > 0 ? { x: x / area, y: y / area, area } : { x: NaN, y: NaN, area: 0 };
@@ -53,10 +55,21 @@ export function whereIs(mask, W) {
 // The mask [N] that a slot has among the others.
 export const maskOf = (composed, slot, N) => composed.masks.subarray(slot * N, (slot + 1) * N);
 
-// Slots that own at least three corners of the picture paint what is behind the objects.
-export function isBackground(owner, slot, W) {
-  const N = owner.length, corners = [0, W - 1, N - W, N - 1];
-  return corners.filter((p) => owner[p] === slot).length >= 3;
+// Whether a mask [N] is of what lies behind the objects. Such a slot has a share of the picture's corners, and
+// where it is sure of its pixels, if it is anywhere, corners are among them. (Several slots may divide an even
+// background among themselves, also those of objects.)
+export function isBackground(mask, W) {
+  const N = mask.length, corners = [0, W - 1, N - W, N - 1], sure = (p) => mask[p] > 0.9;
+  if (corners.reduce((sum, p) => sum + mask[p], 0) < 0.8) return false;
+  return mask.every((_, p) => !sure(p)) || corners.filter(sure).length >= 2;
+}
+
+// The object with most pixels, among slots of `composed`.
+export function largest({ masks, owner }, slots, W) {
+  const N = owner.length, owned = new Array(slots).fill(0);
+  for (const s of owner) if (s >= 0) owned[s]++;
+  for (let s = 0; s < slots; s++) if (isBackground(masks.subarray(s * N, (s + 1) * N), W)) owned[s] -= N;
+  return owned.indexOf(Math.max(...owned));
 }
 
 // ---- from a gesture to numbers ----------------------------------------------------------------------------
