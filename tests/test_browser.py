@@ -55,10 +55,24 @@ class Visit:
             assert time.monotonic() < deadline, f"not in {seconds} s: {condition}"
             time.sleep(.02)
 
-    def ready(self):
-        "The scene is taken apart, and nothing is being decoded."
-        self.wait("x && x.idle")
+    def ready(self, strips=False):
+        "The scene is taken apart, what was asked for is done, and the film strips are drawn."
+        self.wait("x && x.idle && !x.stale" if strips else "x && x.idle")
         return self
+
+    def afresh(self):
+        "As if just opened."
+        self.ask("(x.find('select').value !== x.models[0].name && await x.choose(x.models[0].name), "
+                 "x.scene !== 0 && await x.openScene(0), x.slot = x.first, x.view = 'composed', "
+                 "x.slots !== x.inferred && x.reset(), x.history = new x.history.constructor(x.inferred), "
+                 "x.changed())")
+        for summary in self.page.locator(".more details[open] summary").all(): summary.click()
+        return self.ready()
+
+    def leave(self):
+        assert not self.complaints, self.complaints
+        assert [u for u in self.requests if not u.startswith("blob:")] == [self.requests[0]], self.requests
+        self.page.close()
 
     def picture(self): return self.ask("[...x.composed.picture]")
     def said(self): return self.page.locator(".said").inner_text()
@@ -87,6 +101,20 @@ class Visit:
         return self.centres()[0] - centres
 
 
+@pytest.fixture(scope="module")
+def tab(browser, file):
+    v = Visit(browser, file.as_uri())
+    v.ready().ask("x.first = x.slot")
+    yield v
+    v.leave()
+
+
+@pytest.fixture
+def v(tab):
+    "A tab that is used by many tests, as opening a new one takes seconds on a busy machine."
+    return tab.afresh()
+
+
 @pytest.fixture
 def visit(browser, file):
     visits = []
@@ -94,10 +122,7 @@ def visit(browser, file):
         visits.append(Visit(browser, file.as_uri() + state, **how))
         return visits[-1]
     yield go
-    for v in visits:
-        assert not v.complaints, v.complaints
-        assert [u for u in v.requests if not u.startswith("blob:")] == [v.requests[0]], v.requests
-        v.page.close()
+    for v in visits: v.leave()
 
 
 def test_it_opens_from_a_file(visit):
@@ -128,9 +153,8 @@ def room(v, slot, pixels=20):
     return max([(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)], key=free)
 
 
-def test_dragging_moves_one_object(visit):
+def test_dragging_moves_one_object(v):
     "By as many pixels as the pointer; undo brings every pixel back."
-    v = visit().ready()
     before, slot = v.picture(), v.ask("x.slot")
     rows, columns = room(v, slot)
     moved = v.drag(slot, rows, columns)
@@ -149,8 +173,7 @@ def test_dragging_moves_one_object(visit):
     assert np.median(v.ask("x.times")) < 120  # 15 on two free cores
 
 
-def test_every_gesture_has_a_key(visit):
-    v = visit().ready()
+def test_every_gesture_has_a_key(v):
     slot, keyboard = v.ask("x.slot"), v.page.keyboard
     (centres, areas), before = v.centres(), v.picture()
     rows, columns = room(v, slot, 5)
@@ -177,12 +200,12 @@ def test_every_gesture_has_a_key(visit):
     keyboard.press("n"); v.wait("x.scene === 1 && x.history")
 
 
-def test_a_click_chooses_and_sliders_change_what_they_say(visit):
-    v = visit().ready()
+def test_a_click_chooses_and_sliders_change_what_they_say(v):
     (centres, areas), before = v.centres(), v.picture()
     slot = next(s for s in np.argsort(areas) if areas[s] > 20 and not v.ask(f"x.background({s})"))
     v.page.mouse.click(*v.at(*centres[slot]))
     assert v.ready().ask("x.slot") == slot and v.ask("x.history.past.length") == 0
+    v.ready(strips=True)
     assert v.page.locator(".sliders.named .slider").count() >= 4
     named = v.ask("x.rowsOfNumbers().filter((r) => r.property)")
     for row in named:
@@ -213,9 +236,8 @@ CHANGES = {"y": lambda v, s: v.centres()[0][s][0], "x": lambda v, s: v.centres()
 LEAST = {"x": 5, "y": 5, "size": .3, "lightness": .1}
 
 
-def test_a_model_whose_slots_do_not_carry_their_place(visit):
+def test_a_model_whose_slots_do_not_carry_their_place(v):
     "The object follows the pointer all the same; seven slots all show."
-    v = visit().ready()
     v.page.locator("select").select_option("muon_clevr")
     v.wait("x.model.name === 'muon_clevr' && x.idle")
     tiles = v.page.locator(".slots > .slot")
@@ -237,9 +259,8 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_own_pictures(visit, pictures):
+def test_own_pictures(v, pictures):
     "One that fits becomes the scene; others get a sentence that names the file, and change nothing."
-    v = visit().ready()
     before, choose = v.picture(), v.page.locator("input[type=file]")
     for name, sentence in [("dot.png", "dot.png: 20 × 20 pixels are too few; this model looks at 64 × 64"),
                            ("poem.png", "poem.png: not a picture that this browser can read; choose")]:
@@ -253,8 +274,7 @@ def test_own_pictures(visit, pictures):
     assert v.ready().ask("x.scene") == -1 and v.picture() != before
 
 
-def test_a_link_and_a_line_of_python_hold_the_state(visit):
-    v = visit().ready()
+def test_a_link_and_a_line_of_python_hold_the_state(v, visit):
     v.drag(v.ask("x.slot"), *room(v, v.ask("x.slot"), 8))
     v.page.keyboard.press("d"); v.wait("x.slots.length === 7"); v.ready()
     v.page.keyboard.press("Delete"); v.ready()
@@ -270,8 +290,7 @@ def test_a_link_and_a_line_of_python_hold_the_state(visit):
     with pytest.raises(ValueError, match="has no shown"): picture_of("model=desk&z=AAAA")
 
 
-def test_two_scenes(visit):
-    v = visit().ready()
+def test_two_scenes(v):
     v.page.locator("summary", has_text="Two scenes").click()
     v.page.locator(".two .scenes button").nth(2).click()
     v.wait("x.mate && x.idle")
@@ -286,8 +305,7 @@ def test_two_scenes(visit):
     v.page.get_by_role("button", name="Bring its slot").click(); assert v.ready().ask("x.slots.length") == 7
 
 
-def test_how_it_got_there(visit):
-    v = visit().ready()
+def test_how_it_got_there(v):
     v.page.locator("summary", has_text="How it got there").click()
     times = v.page.locator(".times button")
     assert times.count() == 6 and v.page.locator(".frames figure").count() == 7
@@ -296,9 +314,8 @@ def test_how_it_got_there(visit):
     assert v.page.locator(".frames figure").count() == 9
 
 
-def test_pictures_to_take_away(visit, tmp_path):
-    v = visit().ready()
-    v.page.locator("summary", has_text="Take it with you").click()
+def test_pictures_to_take_away(v, tmp_path):
+    v.ready(strips=True).page.locator("summary", has_text="Take it with you").click()
     seen = np.array(v.picture()).reshape(64, 64, 3)
     for name in ("Picture, PNG", "Picture, SVG", "Film strips, PNG", "Film strips, SVG"):
         with v.page.expect_download() as download: v.page.get_by_role("button", name=name).click()
@@ -314,7 +331,7 @@ def test_pictures_to_take_away(visit, tmp_path):
                                  dict(color_scheme="dark"), {}])
 def test_it_is_legible(visit, how):
     "On a phone, in the dark: nothing sticks out, pictures have their names, text stands out from what is behind it."
-    v = visit(**how).ready()
+    v = visit(**how).ready(strips=True)
     width = v.page.viewport_size["width"]
     assert v.ask("document.documentElement.scrollWidth") <= width
     assert v.page.locator(".canvas canvas").bounding_box()["width"] > min(350, width - 40)

@@ -117,7 +117,7 @@ export class Explorer {
     this.find(".help table").innerHTML = KEYS.map(([key, what]) => `<tr><td>${key}</td><td>${what}</td></tr>`).join("");
     const latents = Object.fromEntries(models.map((m) => [m.name, m.latent]));
     const given = state ? fromText(state, latents) : null;
-    if (state && !given) this.say("state: not of one of the models here, so this is the first scene", true);
+    if (state && !given) this.notice = "state: not of one of the models here, so this is the first scene";
     this.ready = this.choose(given?.model ?? models[0].name, given);
   }
   find(selector) { return this.root.querySelector(selector); }
@@ -203,7 +203,10 @@ export class Explorer {
   // the inferred ones.
   async openImage(image, start, given) {
     const turn = this.turn = {};
-    Object.assign(this, { image, start, trace: [], history: null, measured: new Map() });
+    Object.assign(this, { image, start, trace: [], history: null, measured: new Map(), sliderTurn: {}, wish: null,
+                          held: null });
+    clearTimeout(this.timer);
+    this.timer = null;
     this.drawScenes();
     if (image) {
       this.say("The picture is being taken apart …");
@@ -221,7 +224,8 @@ export class Explorer {
     this.t = this.trace.length - 1;
     this.composed = compose(this.inferred, this.C);
     this.slot = this.firstObject();
-    this.say("Drag an object; click chooses it.");
+    this.say(this.notice ?? "Drag an object; click chooses it.", Boolean(this.notice));
+    this.notice = null;
     this.changed();
     this.drawTimes();
   }
@@ -285,9 +289,9 @@ export class Explorer {
     this.running = (this.running ?? 0) + 1;
     try { await change(); } catch (error) { this.say(error.message, true); } finally { this.running--; }
   }
-  // Nothing is being computed, and nothing is about to be.
+  // Nothing is being done, and nothing is about to be; only film strips may still be drawn (`stale`).
   get idle() {
-    return Boolean(this.history && !this.running && !this.busy && !this.held && !this.timer && !this.stale);
+    return Boolean(this.history && !this.running && !this.busy && !this.held && !this.timer);
   }
 
   buildEditing() {
@@ -357,25 +361,26 @@ export class Explorer {
     await this.put(slot, along(along(z, d.x, wish.x), d.y, wish.y), what);
   }
   async grip(slot) {
-    const d = await this.directions(slot), zero = () => ({ x: 0, y: 0 });
-    return { slot, d, z: this.slots[slot].z, from: whereIs(this.mask(slot), this.W), extra: zero(), asked: zero() };
+    const { z } = this.slots[slot], from = whereIs(this.mask(slot), this.W), zero = () => ({ x: 0, y: 0 });
+    return { slot, d: await this.directions(slot), z, from, extra: zero(), asked: zero() };
   }
   async nudge(dx, dy) {
     if (this.background(this.slot)) return this.say("This slot paints the background, which has no place to move from.");
-    const grip = await this.grip(this.slot);
-    for (let i = 0; i < (grip.d.how === "frame" ? 1 : 3); i++) await this.moveTo(grip, dx, dy, `nudge ${this.slot}`);
+    const { history } = this, grip = await this.grip(this.slot);
+    for (let i = 0; i < (grip.d.how === "frame" ? 1 : 3); i++)
+      if (history === this.history) await this.moveTo(grip, dx, dy, `nudge ${this.slot}`);
     this.later();
   }
   async resize(steps) {  // by tenths
-    const { slot } = this, { size } = await this.directions(slot);
-    await this.put(slot, along(this.slots[slot].z, size, steps), `size ${slot}`);
+    const { slot, history } = this, { size } = await this.directions(slot);
+    if (history === this.history) await this.put(slot, along(this.slots[slot].z, size, steps), `size ${slot}`);
   }
   // After a while without another change, the change is over.
   later() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
       this.timer = null;
-      if (this.history) this.settle();
+      if (this.busy || this.touches.size) this.later(); else if (this.history) this.settle();
     }, 250);
   }
 
@@ -467,6 +472,7 @@ export class Explorer {
     for (const row of rows) this.setSlider(row);
     for (const { element } of this.sliders) element.classList.add("stale");
     await wait(0);
+    if (this.sliderTurn !== turn) return;
     const effects = [];
     for (const row of this.order(rows)) {
       const effect = await this.drawStrip(row, turn);
@@ -625,7 +631,7 @@ export class Explorer {
     if (this.background(slot)) { this.say("This slot paints the background: choose its numbers, or drag an object."); return; }
     this.hover(-1);
     this.find(".canvas").classList.add("held");
-    this.held = { at: this.pixelAt(event), grip: this.grip(slot) };
+    this.held = { at: this.pixelAt(event), grip: this.grip(slot), history: this.history };
   }
   spread() {
     const [a, b] = [...this.touches.values()];
@@ -648,6 +654,7 @@ export class Explorer {
     this.sliderTurn = {};
     this.latest(async () => {
       const grip = await held.grip;
+      if (held.history !== this.history) return;
       held.last = [x - held.at.x, y - held.at.y];
       await this.moveTo(grip, ...held.last, "drag");
       this.times.push(performance.now() - began);
@@ -660,7 +667,9 @@ export class Explorer {
     if (!this.history) return;
     while (this.busy) await wait(5);
     const grip = await held?.grip;
-    if (held?.last && grip.d.how !== "frame") for (let i = 0; i < 3; i++) await this.moveTo(grip, ...held.last, "drag");
+    for (let i = 0; i < 3 && held?.last && grip.d.how !== "frame" && this.history === held.history; i++)
+      await this.moveTo(grip, ...held.last, "drag");
+    if (!this.history) return;
     if (held || pinch || this.fresh) this.settle();
     this.fresh = false;
   }
@@ -764,7 +773,7 @@ export class Explorer {
   buildOther() {
     const box = this.find(".two"), list = el("div", { className: "scenes" });
     list.append(...this.images.map((image, i) => el("button", { type: "button", ariaLabel: `The other scene: ${i + 1}`,
-      onclick: () => this.openMate(i) }, draw(newCanvas(1, 1), image, this.size))));
+      onclick: () => this.run(() => this.openMate(i)) }, draw(newCanvas(1, 1), image, this.size))));
     const slots = el("div", { className: "slots", role: "group", ariaLabel: "Slots of the other scene" });
     const bring = button("Bring its slot here", () => this.bring()), swap = button("Exchange with the chosen slot", () => this.swap());
     const blend = el("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, ariaLabel: "Blend from this scene to the other" });
@@ -781,6 +790,7 @@ export class Explorer {
     let last;
     const message = { do: "infer", model: this.model.name, image: this.images[index], seed: this.model.starts[index] ?? 0 };
     await this.host.ask(message, (e) => { last = e; });
+    if (turn !== this.turn) return;
     const slots = await this.decode(this.rowsOf(last.latents));
     if (turn !== this.turn) return;
     const composed = compose(slots, this.C), chosen = largest(composed, slots.length, this.W);
