@@ -127,20 +127,22 @@ def in_nats(e: Decomposition, scene: int = 0) -> list[str]:
 
 # %% ../../nbs/18_plots.ipynb #c015
 @torch.no_grad()
-def plot_traversals(model, z: Float[Tensor, "K D"],
-                    rows: list[tuple[int, int, str]],  # slot, dimension, name of the row
-    low: Float[Tensor, "D"], high: Float[Tensor, "D"], columns: int = 7, size: float = .95) -> Figure:
-    "A scene with one dimension of one slot at a time going from `low` to `high`."
+def plot_traversals(model, z: Float[Tensor, "K D"], slot: int,
+                    rows: dict[str, Float[Tensor, "V D"]],  # name of the row -> latents of the slot
+                    notes: tuple[str, ...] = (),  # to the right of the rows
+                    size: float = .95) -> Figure:
+    "A scene in which one slot's latent goes along a row; the other slots' stay."
     with plt.rc_context(STYLE):
-        figure, axes = _grid(len(rows), columns, size)
-        for line, (slot, dimension, name) in zip(axes, rows):
-            changed = z.repeat(columns, 1, 1)
-            changed[:, slot, dimension] = torch.linspace(float(low[dimension]), float(high[dimension]),
-                                                         columns)
+        figure, axes = _grid(len(rows), len(next(iter(rows.values()))), size)
+        for line, (name, latents) in zip(axes, rows.items()):
+            changed = z.repeat(len(latents), 1, 1)
+            changed[:, slot] = latents
             means, mask_logits = model.decode(changed)
             for ax, picture in zip(line, (mask_logits.softmax(1) * means).sum(1)): _picture(ax, picture)
-            line[0].set_ylabel(f"{name}\nslot {slot}, dim {dimension}", rotation=0, ha="right", va="center",
-                               fontsize=8)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for line, note in zip(axes, notes):
+            line[-1].yaxis.set_label_position("right")
+            line[-1].set_ylabel(note, rotation=0, ha="left", va="center", fontsize=7)
     return figure
 
 # %% ../../nbs/18_plots.ipynb #c017

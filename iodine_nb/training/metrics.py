@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
            'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'segmentation_scores', 'decomposition_scores',
-           'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'object_latents',
-           'probe_factors', 'disentanglement', 'probe_table']
+           'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'matched_slots',
+           'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -177,6 +177,17 @@ def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     return markdown_table(["weights", "", *SCORES.values()], rows)
 
 # %% ../../nbs/16_metrics.ipynb #c021
+def matched_slots(last: Decomposition, mask: Integer[Tensor, "B H W"], entities: int,
+                  least_iou: float = .5) -> tuple[Tensor, Tensor, Tensor]:
+    """The objects that have a slot, one to one: the picture, the entity (1 is the first object) and the slot
+    of each, [M]. The IoU, over the objects' pixels, is above `least_iou`."""
+    iou = intersection_over_union(contingency(mask, last.segmentation, entities, last.masks.shape[1])[:, 1:])
+    slot = match_slots(iou)
+    found = (slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)
+    b, e = found.nonzero(as_tuple=True)
+    return b, e + 1, slot[b, e]
+
+# %% ../../nbs/16_metrics.ipynb #c021x
 @torch.no_grad()
 def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None, part: int = 32,
                    **infer) -> tuple[Float[np.ndarray, "M D"], dict[str, np.ndarray]]:
@@ -187,13 +198,9 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
         some = scenes[i:i + part]
         batch = Batch.of(some)
         last = model.infer(batch.image, generator=generator, **infer)[-1]
-        table = contingency(batch.mask, last.segmentation, some.visibility.shape[1], last.masks.shape[1])
-        iou = intersection_over_union(table[:, 1:])
-        slot = match_slots(iou)
-        b, e = ((slot >= 0) & (iou.gather(2, slot.clamp_min(0)[..., None])[..., 0] > least_iou)).nonzero(
-            as_tuple=True)
-        latents.append(last.latents[b, slot[b, e]].numpy())
-        for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy() + 1])
+        b, e, slot = matched_slots(last, batch.mask, some.visibility.shape[1], least_iou)
+        latents.append(last.latents[b, slot].numpy())
+        for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy()])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
 # %% ../../nbs/16_metrics.ipynb #c023
