@@ -364,3 +364,78 @@ def test_fingers(visit):
     for i in range(1, 5): touch("pointermove", 2, x + 20 + 4 * i)
     touch("pointerup", 1, x - 20); touch("pointerup", 2, x + 36)
     assert v.ready().centres()[1][slot] > 1.15 * areas[slot] and v.ask("x.history.past.length") == 1
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(url, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while True:
+        try: return urllib.request.urlopen(url, timeout=5).status
+        except urllib.error.HTTPError as e: return e.code
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, f"nothing answers at {url}"
+        time.sleep(.1)
+
+
+NOTEBOOK = """import torch
+from iodine_nb.experiments.experiment import load_model
+from iodine_nb.tools.explorer import Explorer
+class Mine(torch.nn.Module):  # of which the page's engine knows nothing
+    def __init__(self): super().__init__(); self.inner = load_model("desk")[0]
+    def infer(self, images, generator=None): return self.inner.infer(images, generator=generator)
+    def decode(self, z): return self.inner.decode(z)
+display(Explorer("desk"))
+Explorer(Mine(), torch.rand(2, 3, 35, 35))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab with a notebook of one cell, and Jupyter's own folders empty."
+    home, folder, port = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks"), free_port()
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [],
+            "source": NOTEBOOK}
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    (folder / "x.ipynb").write_text(json.dumps({"cells": [cell], "metadata": metadata, "nbformat": 4,
+                                                "nbformat_minor": 5}))
+    environment = (os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(home), "IPYTHONDIR": str(home / "ipython"),
+                                 "PATH": f"{BIN}:{os.environ['PATH']}"}
+                   | {f"JUPYTER_{k}_DIR": str(home / k) for k in ("CONFIG", "RUNTIME", "DATA")})
+    process = subprocess.Popen(
+        [BIN / "jupyter", "lab", "--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--allow-root",
+         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(f"http://127.0.0.1:{port}/api", process)
+    yield f"http://127.0.0.1:{port}/lab/tree/x.ipynb"
+    process.terminate(); process.wait(20)
+
+
+def test_in_jupyterlab(browser, lab):
+    "Shipped weights in the page's engine, and somebody's own model, which the kernel computes."
+    v = Visit(browser, lab)
+    page = v.page
+    page.wait_for_selector("text=/\\| Idle/", timeout=120_000)
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("document.querySelectorAll('.iodine').length === 2", timeout=120_000)
+    for i, served in enumerate((False, True)):
+        root = page.locator(".iodine").nth(i)
+        page.wait_for_function("(e) => e.explorer.idle", arg=root.element_handle(), timeout=60_000)
+        tell = lambda script: root.evaluate(f"(e) => {{ const x = e.explorer; return {script}; }}")
+        assert tell("x.trace.length") == 6 and tell("x.slots.length") == 4
+        assert tell("'end' in x.host && x.model.name") == ("Mine" if served else "desk")
+        before = tell("[...x.composed.picture]")
+        tell("(x.slot = 0, x.find('.canvas').scrollIntoView(), x.find('.canvas').focus())")
+        page.keyboard.press("Shift+ArrowRight")
+        page.wait_for_function("(e) => e.explorer.idle && e.explorer.history.past.length === 1",
+                               arg=root.element_handle(), timeout=30_000)
+        assert tell("[...x.composed.picture]") != before
+        page.keyboard.press("Control+z")
+        assert tell("[...x.composed.picture]") == before
+    assert not [u for u in v.requests if not re.match(r"(blob:)?http://127\.0\.0\.1:|data:", u)]
+    page.close()

@@ -62,9 +62,9 @@ def page_knows(model: nn.Module) -> bool:
 
 # %% ../../nbs/41_explorer.ipynb #p012
 @torch.no_grad()
-def tried(model: nn.Module, scenes: Scenes, starts: int = 2) -> tuple[list[int], list[float], Tensor]:
+def tried(model: nn.Module, scenes: Scenes, starts: int = 2) -> tuple[list[int], list[float], Float[Tensor, "N K D"]]:
     """Each scene from some starts: the one with the lowest loss; how well it comes apart (the mean IoU of
-    its objects or, if that is less, the background's; 0 if the true masks are not known); and the latents that were found, of all scenes and slots."""
+    its objects or, if that is less, the background's; 0 if the true masks are not known); and the latents that were found."""
     model, best, quality, latents = copy.deepcopy(model).half().float(), [], [], []  # as the page's weights are
     for i in range(len(scenes)):
         batch = Batch.of(scenes[i:i + 1])
@@ -77,24 +77,24 @@ def tried(model: nn.Module, scenes: Scenes, starts: int = 2) -> tuple[list[int],
         table = contingency(batch.mask, found, int(batch.mask.max()) + 1, e.latents.shape[1])
         behind = intersection_over_union(table)[0, 0].max().item()
         quality.append(min(mean_iou(table).item(), behind))
-    return best, quality, torch.cat(latents)
+    return best, quality, torch.stack(latents)
 
 # %% ../../nbs/41_explorer.ipynb #p013
 DATA_SETS = {"tetrominoes": "Tetrominoes", "clevr_with_masks": "CLEVR, ray-traced",
              "multi_dsprites_colored_on_grayscale": "Coloured sprites on grey"}
 
 def description(name: str, model: nn.Module, shape: tuple[int, int, int], data: str, card: dict,
-                latents: Float[Tensor, "N D"], starts: list[int]) -> dict:
+                latents: Float[Tensor, "N K D"], starts: list[int]) -> dict:
     "What the page is told of a model: see scene.js and explorer.js for what it does with it."
     config, (_, h, w) = getattr(model, "config", None), shape
-    slots, kind = getattr(config, "slots", 1), kind_of(model)
+    slots, latents = latents.shape[1], latents.flatten(0, 1)
     spread = latents.std(0).clamp_min(1e-3) if len(latents) > 1 else torch.ones(latents.shape[1])
     low, high = latents.quantile(.05, 0), latents.quantile(.95, 0)
     digits = lambda v: [round(float(x), 4) for x in v]
-    return dict(name=name, title=f"{name}: {w} × {h}, {slots} slots",
+    return dict(name=name, title=f"{name}: {w} × {h}, {slots} slot{'s' * (slots > 1)}",
                 data=DATA_SETS.get(data, data.replace("_", " ")), image=list(shape), slots=slots,
                 iterations=getattr(config, "iterations", 0), latent=latents.shape[1],
-                framed=kind == "slot_frame", latents=card.get("latents", []),
+                framed=kind_of(model) == "slot_frame", latents=card.get("latents", []),
                 directions=card.get("directions", {}), reach=digits(spread),
                 low=digits(low - .01), high=digits(high + .01), starts=starts)
 
@@ -113,7 +113,7 @@ def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) 
 
 def _opening(quality: list[float], objects: np.ndarray) -> int:
     "The scene to open with: of those that come apart well, the one with most objects."
-    well = [i for i, q in enumerate(quality) if q > .9 * max(quality)]
+    well = [i for i, q in enumerate(quality) if q >= .9 * max(quality)]
     return max(well, key=lambda i: (objects[i], quality[i]))
 
 def show(name: str, model: nn.Module, scenes: Scenes, data: str = "", card: dict | None = None) -> Shown:

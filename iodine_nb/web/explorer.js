@@ -234,7 +234,8 @@ export class Explorer {
     this.trace.push(e);
     const slots = this.slotsOf(e.means, e.maskLogits), { picture } = compose(slots, this.C);
     draw(this.canvas, picture, this.size);
-    this.say(t ? `Refinement ${t} of ${this.model.iterations} …` : "A first guess …");
+    const of = this.model.iterations ? ` of ${this.model.iterations}` : "";
+    this.say(t ? `Refinement ${t}${of} …` : "A first guess …");
   }
   rowsOf(v) { return Array.from({ length: v.length / this.D }, (_, k) => v.slice(k * this.D, (k + 1) * this.D)); }
   slotsOf(means, maskLogits, rows = []) {
