@@ -302,7 +302,7 @@ def _way(x: Experiment, asked: dict) -> str:
     return "".join(f", {w}" for w in best + [said[k].format(v) for k, v in asked.items() if k in said])
 
 # %% ../nbs/19_cli.ipynb #c020
-OPENING = ("framed_sprites", "muon_clevr", "attention_tetrominoes")  # of the page without a name, first one first
+OPENING = ("framed_sprites", "muon_clevr", "attention_tetrominoes")  # of the page without a name
 
 def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[Path | None] = None,
             out: Path = Path("data/cache/explorer.html"), browser: bool = True) -> None:
@@ -317,7 +317,7 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
     file, names = SceneFile(data) if data else None, [weights] if weights else OPENING
     for name in names: check_page(load_model(name)[0])
     write_page(out, [shown(name, file) for name in names])
-    print(f"{out.absolute()}: {out.stat().st_size / 1e6:.1f} MB; open it by a double click, or send it to a friend")
+    print(f"{out.absolute()}: {out.stat().st_size / 1e6:.1f} MB; it opens by a double click, also a friend's")
     if browser: webbrowser.open(out.absolute().as_uri())
 
 # %% ../nbs/19_cli.ipynb #c024

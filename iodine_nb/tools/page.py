@@ -49,22 +49,24 @@ def page_file(name: str) -> bytes:
     return resources.files("iodine_nb").joinpath("web", name).read_bytes()
 
 # %% ../../nbs/49_page_engine.ipynb #c007n
+_IMPORT = re.compile(r'^import [^;]*? from "\./([\w.]+)";$', re.M | re.S)
+
 def joined_modules(name: str) -> str:
-    "A module of iodine_nb/web and all that it imports, in order, as one script without `import` and `export`."
+    "A module of iodine_nb/web after all that it imports, as one script without `import` and `export`."
     texts = {}
     def visit(name: str) -> None:
         text = page_file(name).decode()
-        for other in re.findall(r'^import [^;]*? from "\./([\w.]+)";$', text, re.M | re.S):
+        for other in _IMPORT.findall(text):
             if other not in texts: visit(other)
-        text = re.sub(r'^import [^;]*? from "\./[\w.]+";$', "", text, flags=re.M | re.S)
-        texts[name] = re.sub(r"^export (\{[^}]*\};$)?", "", text, flags=re.M)
+        texts[name] = re.sub(r"^export (\{[^}]*\};$)?", "", _IMPORT.sub("", text), flags=re.M)
     visit(name)
     return "\n".join(texts.values())
 
+# %% ../../nbs/49_page_engine.ipynb #c007p
 def _with_worker(name: str) -> str:
-    "A joined module in which WORKER is the worker's script; no text in it ends an HTML script."
+    "A joined module and WORKER, the worker's script; no text in it ends an HTML script."
     worker = json.dumps(joined_modules("worker.js"))
-    return (joined_modules(name) + f"\nconst WORKER = {worker};\n").replace("</script", "<\\/script")
+    return f"{joined_modules(name)}\nconst WORKER = {worker};\n".replace("</script", "<\\/script")
 
 def page_script() -> str:
     "The script of the self-contained page."
