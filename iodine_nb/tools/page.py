@@ -17,7 +17,7 @@ from ..experiments.experiment import kinds
 from ..models.by_hand import check_known
 
 # %% ../../nbs/49_page_engine.ipynb #c004
-PAGE_KINDS = ("iodine", "slot_frame")  # of models that the page's engine knows
+PAGE_KINDS = ("iodine", "slot_frame", "attention_start", "slot_attention")  # that the page's engine knows
 Precision = Literal["float16", "float32"]
 
 def check_page(model: nn.Module) -> str:
@@ -25,9 +25,14 @@ def check_page(model: nn.Module) -> str:
     kind = next((name for name, family in kinds().items() if family.model is type(model)),
                 type(model).__name__)
     if kind not in PAGE_KINDS:
-        raise ValueError(f"kind: the page's engine knows {' and '.join(PAGE_KINDS)}, is {kind!r}")
-    check_known(model.config)
+        raise ValueError(f"kind: the page's engine knows {', '.join(PAGE_KINDS)}, is {kind!r}")
+    if kind == "slot_attention": _check_slot_attention(model.config)
+    else: check_known(model.config)
     return kind
+
+def _check_slot_attention(c) -> None:
+    for name, value, known in (("place", c.place, "appended"), ("decoder.activation", c.decoder.activation, "elu")):
+        if value != known: raise ValueError(f"model.{name}: the page's engine knows {known!r}, is {value!r}")
 
 # %% ../../nbs/49_page_engine.ipynb #c005
 def page_bytes(model: nn.Module, precision: Precision = "float16") -> bytes:
