@@ -142,10 +142,11 @@ def test_it_opens_from_a_file(visit):
 
 
 def room(v, slot, pixels=20):
-    "A direction, in rows and columns, in which a slot can move so far and stay in the picture and in the open."
+    "A direction, in rows and columns, in which a slot can move so far, inside the picture and in the open."
     centres, areas = v.centres()
     row, column = centres[slot]
-    others = [c for s, c in enumerate(centres) if s != slot and areas[s] > 20 and not v.ask(f"x.background({s})")]
+    others = [c for s, c in enumerate(centres)
+              if s != slot and areas[s] > 20 and not v.ask(f"x.background({s})")]
     def free(move):
         y, x = row + move[0], column + move[1]
         away = min((np.hypot(y - c[0], x - c[1]) for c in others), default=99)
@@ -161,7 +162,8 @@ def test_dragging_moves_one_object(v):
     along = moved[slot] @ np.sign([rows, columns])
     assert 18 <= along <= 22 and abs(moved[slot]).sum() - along < 1.5
     areas = v.centres()[1]  # of the background other pixels are covered now, so its centre may move a little more
-    others = [s for s in range(len(moved)) if s != slot and areas[s] > 20 and not v.ask(f"x.background({s})")]
+    others = [s for s in range(len(moved))
+              if s != slot and areas[s] > 20 and not v.ask(f"x.background({s})")]
     assert others and np.abs(moved[others]).max() < 1
     assert np.abs(np.array(v.picture()) - before).max() > .1
     assert v.ask("x.history.past.length") == 1
@@ -330,13 +332,13 @@ def test_pictures_to_take_away(v, tmp_path):
 @pytest.mark.parametrize("how", [dict(viewport={"width": 390, "height": 844}, has_touch=True),
                                  dict(color_scheme="dark"), {}])
 def test_it_is_legible(visit, how):
-    "On a phone, in the dark: nothing sticks out, pictures have their names, text stands out from what is behind it."
+    "On a phone, in the dark: nothing sticks out, everything has a name, text stands out from its background."
     v = visit(**how).ready(strips=True)
     width = v.page.viewport_size["width"]
     assert v.ask("document.documentElement.scrollWidth") <= width
     assert v.page.locator(".canvas canvas").bounding_box()["width"] > min(350, width - 40)
-    nameless = v.ask("""[...document.querySelectorAll('button, select, input, [role=application]')].filter((e) =>
-      !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)""")
+    nameless = v.ask("""[...document.querySelectorAll('button, select, input, [role=application]')]
+      .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)""")
     assert nameless == []
     colours = v.ask("""['--ink', '--soft', '--paper', '--card', '--warn', '--accent'].map((name) =>
       getComputedStyle(x.root).getPropertyValue(name))""")
@@ -357,8 +359,8 @@ def test_fingers(visit):
     v = visit(viewport={"width": 390, "height": 844}, has_touch=True).ready()
     slot, (centres, areas) = v.ask("x.slot"), v.centres()
     x, y = v.at(*centres[slot])
-    touch = lambda kind, n, at: v.ask("""x.find('.canvas').dispatchEvent(new PointerEvent(a[0], { pointerId: a[1],
-      clientX: a[2], clientY: a[3], pointerType: 'touch', bubbles: true }))""", kind, n, at, y)
+    touch = lambda kind, n, at: v.ask("""x.find('.canvas').dispatchEvent(new PointerEvent(a[0], {
+      pointerId: a[1], clientX: a[2], clientY: a[3], pointerType: 'touch', bubbles: true }))""", kind, n, at, y)
     v.ask("x.find('.canvas').setPointerCapture = () => {}")
     touch("pointerdown", 1, x - 20); touch("pointerdown", 2, x + 20)
     for i in range(1, 5): touch("pointermove", 2, x + 20 + 4 * i)
@@ -402,8 +404,8 @@ def lab(tmp_path_factory):
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (folder / "x.ipynb").write_text(json.dumps({"cells": [cell], "metadata": metadata, "nbformat": 4,
                                                 "nbformat_minor": 5}))
-    environment = (os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(home), "IPYTHONDIR": str(home / "ipython"),
-                                 "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = (os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(home),
+                                 "IPYTHONDIR": str(home / "ipython"), "PATH": f"{BIN}:{os.environ['PATH']}"}
                    | {f"JUPYTER_{k}_DIR": str(home / k) for k in ("CONFIG", "RUNTIME", "DATA")})
     process = subprocess.Popen(
         [BIN / "jupyter", "lab", "--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from ..core import Config
 from ..experiments.experiment import kinds
 from ..models.by_hand import check_known
 
@@ -30,8 +31,9 @@ def check_page(model: nn.Module) -> str:
     else: check_known(model.config)
     return kind
 
-def _check_slot_attention(c) -> None:
-    for name, value, known in (("place", c.place, "appended"), ("decoder.activation", c.decoder.activation, "elu")):
+def _check_slot_attention(c: Config) -> None:
+    found = [("place", c.place, "appended"), ("decoder.activation", c.decoder.activation, "elu")]
+    for name, value, known in found:
         if value != known: raise ValueError(f"model.{name}: the page's engine knows {known!r}, is {value!r}")
 
 # %% ../../nbs/49_page_engine.ipynb #c005

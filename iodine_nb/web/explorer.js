@@ -5,7 +5,8 @@
 //
 // `models` describes each model (name, title, image, slots, latent, …, as `description` of the chapter
 // 41_explorer writes it); open(name) gives { host, scenes }, who computes and the scenes as bytes [n, H, W, C].
-import { along, compose, fromText, History, isBackground, knownDirections, largest, maskOf, measuredDirections, partners,
+import { along, compose, fromText, History, isBackground, knownDirections, largest, maskOf, measuredDirections, objectOf,
+         partners,
          toText, whereIs } from "./scene.js";
 import { colourOf, draw, drawLightness, drawOwners, drawSigned, newCanvas, outline, readPicture, sheetToCanvas,
          sheetToSVG } from "./pictures.js";
@@ -35,14 +36,15 @@ const SEEN = [  // of an evaluation: field, words, term; how it is drawn
   ["means", "what it paints", "mean μ"],
   ["masks", "where it paints", "mask m", "lightness"],
   ["maskPosterior", "where it fits best", "mask posterior", "lightness"],
-  ["meansGradient", "brighter (red), darker (blue)", "∂L/∂μ", "signed"],
-  ["maskGradient", "claim more (red), less (blue)", "∂L/∂ mask logits", "signed"],
+  ["meansGradient", "be brighter (red), darker (blue)", "-∂L/∂μ", "downhill"],
+  ["maskGradient", "claim more (red), less (blue)", "-∂L/∂(mask logits)", "downhill"],
   ["logLikelihood", "how well all slots explain", "log-likelihood", "lightness"],
-  ["leaveOneOut", "missed without it (blue)", "leave-one-out", "signed"],
+  ["leaveOneOut", "needed (red), in the way (blue)", "leave one out", "signed"],
   ["attention", "where it looked", "attention", "lightness"],
 ];
 const VIEWS = { composed: "Composed", picture: "Picture", masks: "Masks" };
 const FRAMES = 7, SHOWN = 8;     // of a film strip; sliders without a name that are not folded away
+const MOSTLY = 0.5;              // of a number's effect: below, its name is said not to be all
 const VISIBLE = 0.002;           // mean change of a picture below which a slider is folded away
 
 // ---- elements ---------------------------------------------------------------------------------------------
@@ -159,9 +161,12 @@ export class Explorer {
   async choose(name, given = null) {
     const model = this.models.find((m) => m.name === name);
     this.select.value = name;
+    const turn = this.leave();
+    this.say(`${name} is being opened …`);
     try {
       this.opened[name] ??= this.open(name);
       const { host, scenes } = await this.opened[name];
+      if (this.turn !== turn) return;
       const [C, H, W] = model.image, count = scenes.length / (C * H * W);
       Object.assign(this, { model, host, C, H, W, N: H * W, D: model.latent, size: { C, H, W } });
       this.images = Array.from({ length: count }, (_, i) =>
@@ -173,6 +178,13 @@ export class Explorer {
       this.buildOther();
       await this.openScene(given ? given.scene : 0, given?.start, given?.slots);
     } catch (error) { this.say(error.message, true); }
+  }
+
+  // The scene that is open ends, and what was still to be done for it.
+  leave() {
+    clearTimeout(this.timer);
+    Object.assign(this, { history: null, sliderTurn: {}, wish: null, held: null, timer: null, turn: {} });
+    return this.turn;
   }
 
   buildScenes() {
@@ -202,11 +214,8 @@ export class Explorer {
   // Infers a picture, draws after each refinement, and keeps what was known; `given` slots are shown instead of
   // the inferred ones.
   async openImage(image, start, given) {
-    const turn = this.turn = {};
-    Object.assign(this, { image, start, trace: [], history: null, measured: new Map(), sliderTurn: {}, wish: null,
-                          held: null });
-    clearTimeout(this.timer);
-    this.timer = null;
+    const turn = this.leave();
+    Object.assign(this, { image, start, trace: [], measured: new Map() });
     this.drawScenes();
     if (image) {
       this.say("The picture is being taken apart …");
@@ -252,13 +261,20 @@ export class Explorer {
   }
   // The chosen slot at first: the object with the largest area.
   firstObject() {
-    return largest(this.composed, this.slots.length, this.W);
+    return largest(this.slots, this.composed, this.C, this.W);
   }
 
   // ---- changing -------------------------------------------------------------------------------------------
 
   get slots() { return this.history.now; }
   mask(slot) { return maskOf(this.composed, slot, this.N); }
+  object(slot) { return objectOf(this.slots, this.composed, slot, this.C); }
+  // Pixels that the slot owns, of an object only those where it matters.
+  pixelsOf(slot) {
+    const { owner } = this.composed, object = this.background(slot) ? null : this.object(slot);
+    const mine = owner.map((o, p) => (o === slot && (!object || object[p] > 0) ? 1 : 0)), { W } = this;
+    return mine.map((v, p) => v && (mine[p - 1] || mine[p + 1] || mine[p - W] || mine[p + W] || 0));  // no lone ones
+  }
   background(slot) { return isBackground(this.mask(slot), this.W); }
 
   // The scene becomes these slots; `what`: changes of one kind that follow each other are one to undo.
@@ -317,7 +333,7 @@ export class Explorer {
   }
   async duplicate() {
     const { history, slots } = this, d = await this.directions(this.slot), { z } = slots[this.slot];
-    const aside = Math.round(this.W / 8), { x } = whereIs(this.mask(this.slot), this.W);
+    const aside = Math.round(this.W / 8), { x } = whereIs(this.object(this.slot), this.W);
     const moved = this.background(this.slot) ? z : along(z, d.x, x + 1.5 * aside < this.W ? aside : -aside);
     const [copy] = await this.decode([moved]);
     if (history !== this.history) return;
@@ -335,12 +351,13 @@ export class Explorer {
     return { how: known.how, x: known.x ?? measured.x, y: known.y ?? measured.y, size: known.size ?? measured.size };
   }
   async measure(slot, from) {  // numbers before `from` are left alone
-    const { slots, composed, model, W } = this, { z } = slots[slot], tried = [], before = this.mask(slot);
+    const { slots, model, W, C } = this, { z } = slots[slot], tried = [], before = this.object(slot);
     const step = model.reach.map((r, d) => (d < from ? 0 : 0.3 * r));
     for (let d = 0; d < this.D; d++) {
       if (d < from) { tried.push(before); continue; }
       const [other] = await this.decode([z.map((v, i) => (i === d ? v + step[d] : v))]);
-      tried.push(maskOf(compose(slots.with(slot, other), this.C), slot, composed.owner.length));
+      const changed = slots.with(slot, other);
+      tried.push(objectOf(changed, compose(changed, C), slot, C));
     }
     return measuredDirections(before, tried, step, model.reach, W);
   }
@@ -351,7 +368,7 @@ export class Explorer {
     const { d, z, from, slot } = grip;
     const wish = { x: dx, y: dy };
     if (d.how !== "frame") {
-      const now = whereIs(this.mask(slot), this.W);
+      const now = whereIs(this.object(slot), this.W);
       for (const axis of ["x", "y"]) {
         const missing = grip.asked[axis] - (now[axis] - from[axis]), most = 0.5 * Math.abs(wish[axis]) + 1;
         if (Number.isFinite(missing)) grip.extra[axis] = clamp(grip.extra[axis] + 0.5 * missing, -most, most);
@@ -362,7 +379,7 @@ export class Explorer {
     await this.put(slot, along(along(z, d.x, wish.x), d.y, wish.y), what);
   }
   async grip(slot) {
-    const { z } = this.slots[slot], from = whereIs(this.mask(slot), this.W), zero = () => ({ x: 0, y: 0 });
+    const { z } = this.slots[slot], from = whereIs(this.object(slot), this.W), zero = () => ({ x: 0, y: 0 });
     return { slot, d: await this.directions(slot), z, from, extra: zero(), asked: zero() };
   }
   async nudge(dx, dy) {
@@ -410,14 +427,14 @@ export class Explorer {
     [...this.find(".views").children].forEach((b, i) => {
       b.setAttribute("aria-pressed", Object.keys(VIEWS)[i] === view);
     });
-    const lines = outline(composed.owner, this.slot, this.W);
+    const lines = outline(this.pixelsOf(this.slot), this.W);
     this.find(".canvas .under").setAttribute("d", lines);
     this.find(".canvas .line").setAttribute("d", lines);
     this.find(".canvas").setAttribute("aria-label", this.described());
   }
   clearOutlines() { for (const path of this.root.querySelectorAll(".canvas path")) path.setAttribute("d", ""); }
   described() {
-    const { x, y, area } = whereIs(this.mask(this.slot), this.W), words = this.nameOf(this.slot);
+    const { x, y, area } = whereIs(this.object(this.slot), this.W), words = this.nameOf(this.slot);
     return `The scene, composed from ${this.slots.length} slots. Chosen: ${words}`
       + (area ? `, at column ${Math.round(x)} and row ${Math.round(y)} of ${this.W} by ${this.H}.` : ".")
       + " Arrow keys move it, plus and minus change its size.";
@@ -484,7 +501,11 @@ export class Explorer {
     this.arrange(rows, effects, true);
     this.stale = false;
   }
-  order(rows) { return [...rows].sort((a, b) => (b.property ? 1 + b.effect : 0) - (a.property ? 1 + a.effect : 0)); }
+  // As PROPERTIES are ordered, the strongest first; then those without a name.
+  order(rows) {
+    const place = (row) => (row.property ? Object.keys(PROPERTIES).indexOf(row.property) : 99);
+    return [...rows].sort((a, b) => place(a) - place(b) || b.effect - a.effect);
+  }
 
   buildSliders() {
     this.builtFor = this.model.name;
@@ -493,9 +514,10 @@ export class Explorer {
     this.sliders = this.rowsOfNumbers().map((row) => this.newSlider(row));
     for (const row of this.order(this.rowsOfNumbers())) this.find(".sliders.named").append(this.sliders[row.d].element);
   }
-  newSlider({ d, property }) {
+  newSlider({ d, property, effect }) {
     const input = el("input", { type: "range", step: "any", id: `iodine-${this.root.id}-${d}` }), value = el("output");
-    const words = property ? PROPERTIES[property] : `number ${d}`;
+    const words = property ? PROPERTIES[property] + (effect < MOSTLY ? " and more" : "") : `number ${d}`;
+    const why = property ? `${Math.round(100 * effect)} % of what this number changes, over many slots` : "";
     const strip = el("div", { className: "strip" }, ...Array.from({ length: FRAMES }, (_, i) => {
       const frame = newCanvas(1, 1);
       frame.setAttribute("aria-hidden", "true");  // the slider beside it says the same
@@ -506,7 +528,7 @@ export class Explorer {
     input.addEventListener("input", slide);
     input.addEventListener("change", () => this.later());
     input.setAttribute("aria-label", property ? `${words} (number ${d})` : words);
-    const label = el("label", { htmlFor: input.id }, el("b", { textContent: words }));
+    const label = el("label", { htmlFor: input.id, title: why }, el("b", { textContent: words }));
     if (property) label.append(el("small", { textContent: `number ${d}` }));
     label.append(value);
     return { input, value, strip, element: el("div", { className: "slider" }, label, input, strip) };
@@ -557,7 +579,7 @@ export class Explorer {
       if (this.sliderTurn !== turn) return 0;
       const composed = compose(slots.with(slot, changed), this.C);
       frames.push(composed.picture);
-      places.push(whereIs(maskOf(composed, slot, this.N), this.W));
+      places.push(whereIs(objectOf(slots.with(slot, changed), composed, slot, this.C), this.W));
     }
     const window = this.windowFor(places);
     frames.forEach((frame, i) => draw(strip.children[i], frame, this.size, { window }));
@@ -619,7 +641,7 @@ export class Explorer {
     if (slot === this.hovered) return;
     this.hovered = slot;
     this.find(".canvas .hover").setAttribute("d", slot >= 0 && slot !== this.slot && !this.background(slot)
-      ? outline(this.composed.owner, slot, this.W) : "");
+      ? outline(this.pixelsOf(slot), this.W) : "");
   }
   press(event) {
     if (!this.history || event.button > 0) return;
@@ -733,7 +755,7 @@ export class Explorer {
     if (!e || !this.find(".history").open) return;
     [...this.find(".times").children].forEach((b, i) => b.setAttribute("aria-pressed", i === t));
     const inferred = e.maskLogits.length / N, s = Math.min(slot, inferred - 1), next = trace[t + 1];
-    const loss = e.loss === undefined ? "" : `, loss ${e.loss.toFixed(e.loss < 10 ? 4 : 0)}${e.kl ? " nats" : ""}`;
+    const loss = e.loss === undefined ? "" : `, loss ${e.kl ? `${e.loss.toFixed(0)} nats` : e.loss.toPrecision(3)}`;
     this.find(".at").textContent = (t ? `After ${t} refinement${t > 1 ? "s" : ""}` : "The first guess") + loss
       + (next ? `. What the next refinement saw of slot ${s + 1}, and what it changed:` : `: slot ${s + 1}, where it ended.`);
     const frame = (canvas, words, term) => {
@@ -748,7 +770,7 @@ export class Explorer {
       const before = of(e), change = of(next).map((v, i) => v - before[i]);
       seen.push(frame(draw(newCanvas(1, 1), this.of(next.means, s, this.C), this.size, { mask: this.of(next.masks, s) }),
                       "what it paints next", `iteration ${t + 1}`),
-                frame(drawSigned(newCanvas(1, 1), change, this.size, this.C), "brighter (blue), darker (red)", "change of the picture"));
+                frame(drawSigned(newCanvas(1, 1), change, this.size, this.C), "what became brighter (red), darker (blue)", "of the whole picture"));
     }
     this.find(".history .frames").replaceChildren(...seen);
   }
@@ -764,6 +786,7 @@ export class Explorer {
     }
     const values = this.of(e[field], slot, channels);
     if (how === "signed") return drawSigned(canvas, values, size, channels);
+    if (how === "downhill") return drawSigned(canvas, values.map((v) => -v), size, channels);
     return how === "lightness" && field !== "masks" && field !== "maskPosterior"
       ? drawLightness(canvas, values.slice(), size)
       : draw(canvas, values, { ...size, C: channels });
@@ -794,7 +817,7 @@ export class Explorer {
     if (turn !== this.turn) return;
     const slots = await this.decode(this.rowsOf(last.latents));
     if (turn !== this.turn) return;
-    const composed = compose(slots, this.C), chosen = largest(composed, slots.length, this.W);
+    const composed = compose(slots, this.C), chosen = largest(slots, composed, this.C, this.W);
     this.mate = { slots, composed, chosen, from: this.slots, index };
     this.mateRest.hidden = false;
     this.mateBlend.value = 0;

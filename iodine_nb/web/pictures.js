@@ -44,8 +44,8 @@ export function drawOwners(canvas, owner, { W, H }) {
   return canvas;
 }
 
-// Numbers of any size [N, channels], their mean over channels: zero is white or black as the page is, what is
-// above is blue, what is below red. `limit` is the number that is drawn in full colour.
+// Numbers of any size [N, channels], their mean over channels: zero is white or black as the page is, more is
+// red, less is blue.
 export function drawSigned(canvas, values, { W, H }, channels = 1) {
   Object.assign(canvas, { width: W, height: H });
   const image = new ImageData(W, H), means = new Float32Array(W * H);
@@ -54,7 +54,7 @@ export function drawSigned(canvas, values, { W, H }, channels = 1) {
   const limit = Math.max(1e-9, quantile(means.map(Math.abs), 0.995));
   means.forEach((v, p) => {
     const strength = Math.min(1, Math.abs(v) / limit);
-    image.data.set([...(v > 0 ? [47, 111, 179] : [203, 75, 60]), 255 * strength], 4 * p);
+    image.data.set([...(v > 0 ? [203, 75, 60] : [47, 111, 179]), 255 * strength], 4 * p);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
@@ -67,9 +67,9 @@ export function drawLightness(canvas, values, { W, H }) {
   return draw(canvas, values.map((v) => (v - low) / (high - low || 1)), { W, H, C: 1 });
 }
 
-// The outline of the pixels that a slot owns, as the path of an SVG in pixels.
-export function outline(owner, slot, W) {
-  const H = owner.length / W, mine = (y, x) => y >= 0 && x >= 0 && y < H && x < W && owner[y * W + x] === slot;
+// The outline of pixels [N] that are not zero, as the path of an SVG in pixels.
+export function outline(pixels, W) {
+  const H = pixels.length / W, mine = (y, x) => y >= 0 && x >= 0 && y < H && x < W && pixels[y * W + x] > 0;
   let path = "";
   for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) if (mine(y, x)) {
     if (!mine(y - 1, x)) path += `M${x} ${y}h1`;

@@ -55,6 +55,28 @@ export function whereIs(mask, W) {
 // The mask [N] that a slot has among the others.
 export const maskOf = (composed, slot, N) => composed.masks.subarray(slot * N, (slot + 1) * N);
 
+// The mask [N] of a slot where it matters: in pixels that it owns and that would look different without it. (Slots
+// divide an even background among themselves, so a mask alone may have patches far from its object.) If it matters
+// nowhere, as one of two equal slots, it is the whole mask.
+export function objectOf(slots, composed, slot, C) {
+  const { owner, picture } = composed, N = owner.length, mask = maskOf(composed, slot, N), out = new Float32Array(N);
+  const others = [...slots.keys()].filter((s) => s !== slot && slots[s].shown);
+  let matters = false;
+  for (let p = 0; p < N; p++) if (owner[p] === slot) {
+    let top = -Infinity, sum = 0, change = 0;
+    for (const s of others) top = Math.max(top, slots[s].maskLogits[p]);
+    const shares = others.map((s) => Math.exp(slots[s].maskLogits[p] - top));
+    for (const share of shares) sum += share;
+    for (let c = 0; c < C; c++) {
+      let without = 0;
+      others.forEach((s, i) => { without += shares[i] / sum * slots[s].means[p * C + c]; });
+      change = Math.max(change, Math.abs(without - picture[p * C + c]));
+    }
+    if (change > 0.08) { out[p] = mask[p]; matters = true; }
+  }
+  return matters ? out : mask;
+}
+
 // Whether a mask [N] is of what lies behind the objects. Such a slot has a share of the picture's corners, and
 // where it is sure of its pixels, if it is anywhere, corners are among them. (Several slots may divide an even
 // background among themselves, also those of objects.)
@@ -64,12 +86,11 @@ export function isBackground(mask, W) {
   return mask.every((_, p) => !sure(p)) || corners.filter(sure).length >= 2;
 }
 
-// The object with most pixels, among slots of `composed`.
-export function largest({ masks, owner }, slots, W) {
-  const N = owner.length, owned = new Array(slots).fill(0);
-  for (const s of owner) if (s >= 0) owned[s]++;
-  for (let s = 0; s < slots; s++) if (isBackground(masks.subarray(s * N, (s + 1) * N), W)) owned[s] -= N;
-  return owned.indexOf(Math.max(...owned));
+// The slot with the largest object, what lies behind the objects excepted.
+export function largest(slots, composed, C, W) {
+  const N = composed.owner.length, sizes = slots.map((_, s) => (isBackground(maskOf(composed, s, N), W) ? -1
+    : whereIs(objectOf(slots, composed, s, C), W).area));
+  return sizes.indexOf(Math.max(...sizes));
 }
 
 // ---- from a gesture to numbers ----------------------------------------------------------------------------
