@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from iodine_nb.scenes.format import Batch
-from iodine_nb.training.metrics import (adjusted_rand_index, contingency, decomposition_scores, mean_iou,
-                                        segmentation_scores)
+from iodine_nb.scenes.format import Batch, SceneFile, save_scenes
+from iodine_nb.scenes.sprites import multi_dsprites, tetrominoes
+from iodine_nb.training.baselines import Clusters, baseline_scores, baselines
+from iodine_nb.training.metrics import (adjusted_rand_index, contingency, decomposition_scores, evaluate,
+                                        mean_iou, segmentation_scores)
 
 labels = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n)] * 2))
@@ -61,3 +63,36 @@ def test_scores_by_masks_or_by_explanation():
     assert by_masks["mse"].item() == by_explanation["mse"].item() == .25
     with pytest.raises(ValueError, match="by: must be masks or explanation, is 'colour'"):
         decomposition_scores(model, batch, by="colour")
+
+
+def test_a_baseline_is_scored_as_any_model_is(tmp_path):
+    scenes = tetrominoes(6, np.random.default_rng(0), cell=2)
+    save_scenes(tmp_path / "x.h5", scenes, "tetrominoes", {})
+    found = baseline_scores(Batch.of(scenes), 4)
+    assert list(found) == list(baselines(4)) and found["one slot for everything"]["ari_fg"] == [0]
+    for name, model in baselines(4).items():
+        one, other = evaluate(model, SceneFile(tmp_path / "x.h5"), batch_size=4)["mse"][:2]
+        assert one == other and abs(one - found[name]["mse"][0]) < 1e-7
+
+
+def test_what_clusters_paint_is_their_mean_colour():
+    "So the error of a clustering by colour is what k-means lowers: smaller with every cluster."
+    batch = Batch.of(tetrominoes(3, np.random.default_rng(2), cell=3))
+    errors = []
+    for k in (1, 2, 4, 8):
+        s, = Clusters(k).infer(batch.image)
+        assert torch.equal(s.masks.sum(1), torch.ones(3, 1, 21, 21)) and s.masks.shape[1] == k
+        for i in range(3):
+            for label in s.segmentation[i].unique():
+                here = s.segmentation[i] == label
+                mean = batch.image[i][:, here].mean(1)
+                assert torch.allclose(s.reconstruction[i][:, here], mean[:, None], atol=1e-5)
+        errors.append(((s.reconstruction - batch.image) ** 2).mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < .2 * errors[0]
+
+
+def test_colour_solves_flat_sprites_and_one_colour_undoes_it():
+    for colours, low, high in (("own", .999, 1), ("one", -.1, .1)):
+        batch = Batch.of(multi_dsprites(8, np.random.default_rng(3), size=32, colours=colours))
+        found = baseline_scores(batch, 6)["k-means, colour"]
+        assert low <= found["ari_fg"][0] <= high and found["ari"][0] > .8

@@ -1,5 +1,7 @@
 """Slot Attention: what the published model promises, its gradients, and IODINE that starts from it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -138,6 +140,56 @@ def test_what_the_start_learns():
     assert not torch.equal(noisy.begin(2, 3, seeded(0)), noisy.begin(2, 3, seeded(1)))
 
 
+FRAMED = CONFIG.change(attention__frame="slot")
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.floats(.5, 2), st.floats(-1, 1))
+def test_frames_are_invariant(seed, scale, shift):
+    "Coordinates of the picture stretched and moved: the slots stay, and their frames go with it."
+    a = model(FRAMED, seed=seed).attention
+    keys_values = a.keys_and_values(torch.randn(2, 20, 7, generator=seeded(seed), dtype=torch.float64))
+    place, size, slots = (torch.randn(2, 3, n, generator=seeded(seed, n), dtype=torch.float64)
+                          for n in (2, 2, 8))
+    size = -.5 + .2 * size.tanh()  # of these frames, and twice or half that, none is at a limit
+    one, looked = a.update(torch.cat([place, size, slots], 2), *keys_values)
+    a.places = scale * a.places + shift
+    moved = torch.cat([scale * place + shift, size + math.log(scale), slots], 2)
+    other, looked_again = a.update(moved, *keys_values)
+    assert (looked - looked_again).abs().max() < 1e-10 and (one[..., 4:] - other[..., 4:]).abs().max() < 1e-10
+    assert (scale * one[..., :2] + shift - other[..., :2]).abs().max() < 1e-10
+    inside = (one[..., 2:4] > math.log(.1)) & (one[..., 2:4] < 0)
+    assert (one[..., 2:4] + math.log(scale) - other[..., 2:4])[inside].abs().max(0).values < 1e-10
+
+
+def test_frames_begin_anywhere_and_are_renewed_at_the_end():
+    m, images = model(FRAMED), pictures()
+    first = m.attention.begin(500, 3, seeded(0))
+    assert first.shape == (500, 3, 12) and first[..., :2].abs().max() < 1
+    assert first[..., :2].mean((0, 1)).abs().max() < .05 and abs(first[..., :2].std() - 3**-.5) < .02
+    assert first[..., 2:4].min() >= math.log(.05) - 1e-6 and abs(first[..., 2:4].exp().mean() - .12) < .005
+    features = m.encoder(images)
+    last, looked = m.attention.rounds(features, 3, 2, seeded(0))[-1]
+    before, looked_before = Attention.rounds(m.attention, features, 3, 2, seeded(0))[-1]
+    assert torch.equal(last[..., 4:], before[..., 4:]) and not torch.allclose(last[..., :4], before[..., :4])
+    assert not torch.allclose(looked, looked_before)
+    scene = m.infer(images, generator=seeded(0))[-1]
+    assert scene.latents.shape == (2, 3, 12) and torch.equal(m.decode(scene.latents)[0], scene.means)
+
+
+def test_a_slot_is_drawn_where_its_frame_is():
+    "Its picture moves with the frame's place, but for the rim, which the padding reaches."
+    torch.manual_seed(0)
+    m = SlotAttention(FRAMED.change(image=(3, 21, 21), decoder=DecoderConfig((6, 5), 3, 0)))
+    z = torch.randn(1, 1, 12, generator=seeded(0))
+    z[..., :2] = torch.tensor([-.2, .1])
+    moved = z.clone()
+    moved[..., :2] += torch.tensor([.3, -.2])  # three rows down, two columns left: a pixel is .1
+    (one, _), (other, _) = m.decode(z), m.decode(moved)
+    assert (one[..., 3:15, 5:18] - other[..., 6:18, 3:16]).abs().max() < 1e-5
+    assert (one - other).abs().max() > 1e-3
+
+
 def test_losses_on_every_update():
     m, batch = model(CONFIG.change(losses="every")), Batch(pictures())
     terms, scenes = m.loss(batch, seeded(0)), m.infer(batch.image, generator=seeded(0))
@@ -217,3 +269,22 @@ def test_the_first_guess_looks():
     assert torch.equal(m.infer(images, iterations=0, generator=seeded(0))[0].posterior, λ)
     assert len(m.infer(images, 5, 3, restarts=2, generator=seeded(0))) == 4
     with pytest.raises(ValueError, match="start: must be shared"): IODINE_CONFIG.change(start="drawn")
+
+
+def test_the_first_guess_has_the_frames_of_attention():
+    "They are decoded as they are, cost no KL, and refinement may move them."
+    with pytest.raises(ValueError, match="latent: must be more than 4"):
+        IODINE_CONFIG.change(attention__frame="slot")
+    m = model(IODINE_CONFIG.change(latent=7, attention__frame="slot"), AttentionStartIODINE)
+    images, noise = pictures(), torch.randn(2, 3, 7, generator=seeded(4), dtype=torch.float64)
+    λ = m.first_guess(images, 3, seeded(0))
+    found, _ = m.attention.rounds(m.encoder(images), 3, generator=seeded(0))[-1]
+    assert torch.equal(λ[..., :4], found[..., :4]) and λ.shape == (2, 3, 14)
+    elsewhere = λ.clone()
+    elsewhere[..., :4] += .1
+    elsewhere[..., 7:11] += 1.  # variances that nobody asks for
+    here, there = m.evaluate(images, λ, noise), m.evaluate(images, elsewhere, noise)
+    assert torch.equal(here.z[..., :4], λ[..., :4]) and not torch.equal(here.z[..., 4:], λ[..., 4:7])
+    assert torch.equal(here.kl, there.kl) and not torch.equal(here.means, there.means)
+    start, refined = m.infer(images, iterations=1, generator=seeded(0))
+    assert not torch.allclose(start.latents[..., :4], refined.latents[..., :4])

@@ -1,9 +1,12 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from iodine_nb.scenes.format import check_scenes
-from iodine_nb.scenes.sprites import COLOURS, TETROMINOES, VARIANTS, multi_dsprites, silhouettes, tetrominoes
+from iodine_nb.scenes.sprites import (COLOURS, SCHEMES, TETROMINOES, VARIANTS, multi_dsprites, silhouettes,
+                                      tetrominoes)
 
 # The published table, written out again here: what one cell's pixels are, row by row.
 CELL = ["191 255 255 255 223", "127 159 159 159 191", "127 159 159 159 191", "127 159 159 159 191",
@@ -51,6 +54,70 @@ def test_the_same_seed_gives_the_same_scenes():
     for make in (tetrominoes, multi_dsprites):
         a, b = make(20, np.random.default_rng(3)), make(20, np.random.default_rng(3))
         assert (a.image == b.image).all() and (a.mask == b.mask).all()
+
+
+def digest(s):
+    "Of every byte of the scenes."
+    parts = s.image, s.mask, s.visibility, *(s.factors[k] for k in sorted(s.factors))
+    return hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in parts)).hexdigest()[:16]
+
+
+def test_seeds_give_the_scenes_that_they_have_always_given():
+    "The digests are those of the code before there were options of colour and texture."
+    assert digest(tetrominoes(40, np.random.default_rng(3))) == "bee3f7ab79bcc358"
+    small = tetrominoes(40, np.random.default_rng(3), cell=2, shapes=2, grid=6)
+    assert digest(small) == "58cf8fb1f0fece29"
+    for variant, n, expected in (("binarized", 20, "63be84de9cdd64cd"),
+                                 ("colored_on_grayscale", 1010, "96ef80b4645193ed"),
+                                 ("colored_on_colored", 20, "bfc45fc0cf3280a9")):
+        assert digest(multi_dsprites(n, np.random.default_rng(4), variant, size=32)) == expected
+
+
+@pytest.mark.parametrize("make", [tetrominoes, multi_dsprites])
+@pytest.mark.parametrize("colours", SCHEMES)
+def test_what_colours_say_is_so(make, colours):
+    "And the shapes, their places and the background are those of the published kind, from the same seed."
+    plain, s = (make(300, np.random.default_rng(6), colours=c) for c in ("own", colours))
+    assert (s.mask == plain.mask).all() and (s.image[s.mask == 0] == plain.image[s.mask == 0]).all()
+    assert all((s.factors[k] == v).all() for k, v in plain.factors.items() if k != "color")
+    colour = [c[seen][1:] for c, seen in zip(s.factors["color"], s.visibility)]  # of every scene's objects
+    different = [len(np.unique(c, axis=0)) for c in colour]
+    if colours == "own": assert max(different) >= 3
+    if colours == "two":
+        assert max(different) == 2 and all(d == min(2, len(c)) for d, c in zip(different, colour))
+        assert len({tuple((c == c[:1]).all(1)) for c in colour if len(c) == 3}) == 2  # which one is alone
+    if colours == "one": assert max(different) == 1
+    if colours == "grey":
+        own = [c[seen][1:] for c, seen in zip(plain.factors["color"], plain.visibility)]
+        assert all((c == o.max(1, keepdims=True)).all() for c, o in zip(colour, own))
+    if colours == "hue":
+        assert all(d == len(c) for d, c in zip(different, colour))
+        for c in colour:
+            low, high = c.min(1, keepdims=True), c.max(1, keepdims=True)
+            assert .5 <= high.min() and (low / high).max() <= .5 + 1e-6  # value, saturation
+            pure = (c - low) / (high - low)
+            assert np.abs(pure - pure[:1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [tetrominoes, multi_dsprites])
+def test_textures(make):
+    "They darken, by one factor a pixel, objects only; gratings are stripes of the angle and period they say."
+    flat, noise, grating = (make(50, np.random.default_rng(6), texture=t)
+                            for t in ("flat", "noise", "grating"))
+    for s in (noise, grating):
+        assert (s.mask == flat.mask).all() and (s.image[s.mask == 0] == flat.image[s.mask == 0]).all()
+        bright = s.image[s.mask > 0].max(1) / flat.image[s.mask > 0].max(1)
+        assert .09 < bright.min() < .13 and bright.max() <= 1 and .5 < bright.mean() < .6
+        assert (np.abs(s.image - flat.image * (s.image.max(3) / np.maximum(flat.image.max(3), 1))[..., None])
+                [s.mask > 0] <= 1.5).all()
+    for i in range(50):
+        y, x = np.nonzero(grating.mask[i] == 1)
+        angle, period = (grating.factors[k][i, 1] for k in ("angle", "period"))
+        assert 4 <= period <= 8 and 0 <= angle <= np.pi
+        wave = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
+        bright = grating.image[i, y, x].max(1) / flat.image[i, y, x].max(1)
+        basis = np.stack([np.sin(wave), np.cos(wave), np.ones(len(x))], 1)
+        assert np.abs(basis @ np.linalg.lstsq(basis, bright, rcond=None)[0] - bright).max() < .02
 
 
 def test_too_many_shapes_say_so():

@@ -9,14 +9,16 @@ __all__ = ['family', 'AttentionStartConfig', 'AttentionStartIODINE']
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core import Family, Noise
-from .decoder import DecoderConfig
+from .decoder import Decoder, DecoderConfig
+from .distributions import Posterior
 from .iodine import IODINE, IODINEConfig
 from .refinement import RefinementConfig
-from .slot_attention import Attention, AttentionConfig, Encoder
+from .slot_attention import FRAME, AttentionConfig, Encoder, FramedFirst, make_attention
 from ..training.fit import Ramp, TrainingConfig
 from ..training.metrics import decomposition_scores
 
@@ -32,6 +34,12 @@ class AttentionStartConfig(IODINEConfig):
         if self.start != "shared":
             raise ValueError(
                 f"start: must be shared, as attention tells the slots apart here, is {self.start}")
+        if self.framed and self.latent <= FRAME:
+            raise ValueError(f"latent: must be more than {FRAME} where attention.frame is slot, as so many "
+                             f"numbers are the frame, is {self.latent}")
+
+    @property
+    def framed(self) -> bool: return self.attention.frame == "slot"
 
 # %% ../../nbs/71_attention_start.ipynb #92302dbe
 class AttentionStartIODINE(IODINE):
@@ -41,7 +49,8 @@ class AttentionStartIODINE(IODINE):
     def __init__(self, config: AttentionStartConfig):
         super().__init__(config)
         c = config
-        self.encoder, self.attention = Encoder(c.attention, c.image), Attention(c.attention, c.slots)
+        self.encoder = Encoder(c.attention, c.image)
+        self.attention = make_attention(c.attention, c.slots, self.encoder.grid)
         self.head = nn.Linear(c.attention.slot, 2 * c.latent, bias=False)
         with torch.no_grad(): self.head.weight[c.latent:] = 0.  # variances begin as `start_variance` says
 
@@ -49,7 +58,23 @@ class AttentionStartIODINE(IODINE):
                     generator: torch.Generator | Noise | None) -> Float[Tensor, "B K L"]:
         "λ_0 from the slots that attention finds in these images."
         found, _ = self.attention.rounds(self.encoder(images), slots, generator=generator)[-1]
-        return self.initial_posterior + self.head(found).to(images.dtype)
+        λ = self.initial_posterior + self.head(found[..., -self.config.attention.slot:]).to(images.dtype)
+        return torch.cat([found[..., :FRAME], λ[..., FRAME:]], -1) if self.config.framed else λ
+
+# %% ../../nbs/71_attention_start.ipynb #a71f0002
+@patch
+def make_decoder(self: AttentionStartIODINE) -> Decoder:
+    "The decoder, which draws in the slots' frames if they have frames."
+    c = self.config
+    return Decoder(c.decoder, c.latent, c.image, FramedFirst) if c.framed else IODINE.make_decoder(self)
+
+@patch
+def draw(self: AttentionStartIODINE, q: Posterior,
+         noise: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K D"], Posterior]:
+    "A sample, and what the KL is taken of; a frame is not sampled, and the KL is taken of the rest."
+    if not self.config.framed: return IODINE.draw(self, q, noise)
+    z = torch.cat([q.mean[..., :FRAME], q.sample(noise)[..., FRAME:]], -1)
+    return z, Posterior(*(v[..., FRAME:] for v in q))
 
 # %% ../../nbs/71_attention_start.ipynb #36905194
 _tetrominoes = AttentionStartConfig(
@@ -57,10 +82,22 @@ _tetrominoes = AttentionStartConfig(
     gradients="truncated", decoder=DecoderConfig((64, 64, 64, 32), 5, 2),
     refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 128),
     attention=AttentionConfig(strides=(1, 2, 1, 1), iterations=4, gradient="implicit"))
+_training = TrainingConfig(steps=3_500, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=3_500,
+                           schedules={"kl_weight": Ramp(0., 1., 2_000)}, optimiser="muon",
+                           precision="bfloat16", evaluate_every=500, evaluate_scenes=160,
+                           checkpoint_every=250)
+
+# %% ../../nbs/71_attention_start.ipynb #a71f0004
+_sprites = _tetrominoes.change(
+    image=(3, 64, 64), slots=6, latent=12, sigma=.1, kl_weight=.4, means="sigmoid",
+    refinement__channels=(32, 32, 32, 64), attention__strides=(2, 2, 1, 1), attention__start="learned",
+    attention__frame="slot")
+_clevr = _sprites.change(slots=7, latent=10, iterations=2, sigma=.2, kl_weight=.2)
+_long = _training.change(steps=20_000, batch_size=16, warmup=1_000, schedule="cosine", decay=.01,
+                         decay_steps=20_000, evaluate_every=1_000)
 
 family = Family(AttentionStartConfig, AttentionStartIODINE, decomposition_scores, {
-    "attention_tetrominoes": (
-        "tetrominoes", _tetrominoes,
-        TrainingConfig(steps=3_500, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=3_500,
-                       schedules={"kl_weight": Ramp(0., 1., 2_000)}, optimiser="muon", precision="bfloat16",
-                       evaluate_every=500, evaluate_scenes=160, checkpoint_every=250))})
+    "attention_tetrominoes": ("tetrominoes", _tetrominoes, _training),
+    "attention_sprites": ("multi_dsprites_colored_on_grayscale", _sprites,
+                          _long.change(schedules__sigma_factor=Ramp(2., 1., 10_000))),
+    "attention_clevr": ("clevr_with_masks", _clevr, _long.change(steps=15_000, decay_steps=15_000))})

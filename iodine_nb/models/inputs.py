@@ -34,6 +34,7 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class Input:
     "One row: an image-shaped input of f_φ, or a flat one that joins after the convolutions."
+    symbol: str  # as the paper writes it
     shape: str  # K where each slot has its own, 1 where all slots see the same
     value: Callable[[State], Tensor]
     normalised: bool = False  # goes through a LayerNorm
@@ -44,20 +45,25 @@ class Input:
 
 # %% ../../nbs/12_inputs.ipynb #c007x
 INPUTS = {
-    "image":              Input("B 1 C H W", lambda s: s.image[:, None]),
-    "means":              Input("B K C H W", lambda s: s.means),
-    "masks":              Input("B K 1 H W", lambda s: s.mixture.masks),
-    "mask_logits":        Input("B K 1 H W", lambda s: s.mask_logits),
-    "mask_posterior":     Input("B K 1 H W", lambda s: s.mixture.mask_posterior),
-    "means_gradient":     Input("B K C H W", lambda s: s.means_gradient, normalised=True, cut=True),
-    "mask_gradient":      Input("B K 1 H W", lambda s: s.mask_gradient, normalised=True, cut=True),
-    "pixel_likelihood":   Input("B 1 1 H W", lambda s: s.mixture.log_likelihood, normalised=True, cut=True),
-    "leave_one_out":      Input("B K 1 H W", lambda s: s.mixture.leave_one_out, normalised=True, cut=True),
-    "coordinates":        Input("B 1 P H W", lambda s: None),  # constant, held by RefinementInputs
-    "posterior":          Input("B K L", lambda s: s.posterior),
-    "posterior_gradient": Input("B K L", lambda s: s.posterior_gradient, normalised=True, cut=True),
+    "image": Input("x", "B 1 C H W", lambda s: s.image[:, None]),
+    "means": Input("μ_k", "B K C H W", lambda s: s.means),
+    "masks": Input("m_k", "B K 1 H W", lambda s: s.mixture.masks),
+    "mask_logits": Input("the decoder's logits", "B K 1 H W", lambda s: s.mask_logits),
+    "mask_posterior": Input("p_k / Σ_j p_j", "B K 1 H W", lambda s: s.mixture.mask_posterior),
+    "means_gradient": Input("∇μ L", "B K C H W", lambda s: s.means_gradient, normalised=True, cut=True),
+    "mask_gradient": Input("∇m L", "B K 1 H W", lambda s: s.mask_gradient, normalised=True, cut=True),
+    "pixel_likelihood": Input("log p(x_i given z)", "B 1 1 H W", lambda s: s.mixture.log_likelihood,
+                              normalised=True, cut=True),
+    "leave_one_out": Input("log p - log p without slot k", "B K 1 H W", lambda s: s.mixture.leave_one_out,
+                           normalised=True, cut=True),
+    "coordinates": Input("P = 2 linear, or 8 cosine", "B 1 P H W", lambda s: None),  # kept as a constant
+    "posterior": Input("λ_k", "B K L", lambda s: s.posterior),
+    "posterior_gradient": Input("∇λ L", "B K L", lambda s: s.posterior_gradient, normalised=True, cut=True),
 }
-ALL_INPUTS = tuple(INPUTS)
+
+# %% ../../nbs/12_inputs.ipynb #c007z
+ALL_INPUTS = ("image", "means", "masks", "mask_logits", "mask_posterior", "means_gradient", "mask_gradient",
+              "pixel_likelihood", "leave_one_out", "coordinates", "posterior", "posterior_gradient")
 
 # %% ../../nbs/12_inputs.ipynb #c010
 def _normalisation(channels: int, kind: str, flat: bool) -> nn.Module:

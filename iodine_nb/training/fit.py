@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Ramp', 'OptimiserConfig', 'TrainingConfig', 'save_checkpoint', 'open_tensors', 'load_weights', 'renamed',
            'difference', 'load_checkpoint', 'checkpoint_weights', 'Record', 'read_log', 'curve_of', 'machine',
-           'loss_parameters', 'train_step', 'orthogonalised', 'Muon', 'fit', 'compile_networks']
+           'loss_parameters', 'train_step', 'orthogonalised', 'Muon', 'try_score', 'files_of', 'fit',
+           'compile_networks', 'in_words']
 
 # %% ../../nbs/17_training.ipynb #c002
-import atexit, contextlib, inspect, json, math, platform, signal, threading, time
+import atexit, contextlib, inspect, json, math, platform, signal, sys, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 import iodine_nb
 from ..core import Config, Noise, default_device, whole_file, write_json
 from ..scenes.format import Generated, Loader, SceneFile, Stream
-from .metrics import evaluate, loss_scores
+from .metrics import SCORES, evaluate, loss_scores
 
 # %% ../../nbs/17_training.ipynb #c004a
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class TrainingConfig(OptimiserConfig):
     def schedules_at(self, step: int) -> dict[str, float]:
         "The values of the schedules at this step, as arguments of the model's loss."
         return {name: ramp.at(step) for name, ramp in self.schedules.items()}
+
+    def scored_after(self, step: int) -> bool:
+        "Whether held-out scenes are scored after this step: three times early on, then at equal distances."
+        early = [s for i in (1, 2, 3) if (s := self.evaluate_every // 2**i) >= self.log_every]
+        return step in early or step % self.evaluate_every == 0 or step == self.steps
 
 # %% ../../nbs/17_training.ipynb #c004d
 def _check_training(c: TrainingConfig) -> None:
@@ -232,15 +238,27 @@ def loss_parameters(model: nn.Module, schedules: dict[str, Ramp]) -> set[str]:
             raise ValueError(
                 f"training.schedules.{name}: the loss of {type(model).__name__} has no parameter "
                 f"{name!r}; it has {', '.join(found)}")
+    for name, p in list(found.items())[1:]:
+        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and name not in {"generator", *schedules}:
+            raise ValueError(f"model: the loss of {type(model).__name__} needs {name!r}, which nothing "
+                             f"gives; give it a default, or a schedule (training.schedules.{name})")
     return {"generator", *schedules} & found.keys()
 
+# %% ../../nbs/17_training.ipynb #c012y
 class _Loss(nn.Module):
     "The loss as the forward of a module, where wrappers for many processes look for it."
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch, **how): return self.model.loss(batch, **how)
+    def forward(self, batch, **how):
+        terms = self.model.loss(batch, **how)
+        scalars = isinstance(terms, dict) and all(torch.is_tensor(v) and v.ndim == 0 for v in terms.values())
+        if scalars and "loss" in terms and terms["loss"].requires_grad: return terms
+        was = f"{{{', '.join(map(str, terms))}}}" if isinstance(terms, dict) else type(terms).__name__
+        raise ValueError(
+            f"model: the loss of {type(self.model).__name__} must return a dictionary of scalar tensors, one "
+            f"of them called 'loss' and differentiable, but returned {was}")
 
 # %% ../../nbs/17_training.ipynb #c012a
 def _pieces(loader: Loader | Stream, config: TrainingConfig, accelerator: Accelerator, step: int):
@@ -351,6 +369,27 @@ def _check_run(model, train, config: TrainingConfig, record: Record, held_out, p
             f"training.batch_size: {config.batch_size} images cannot be cut into {processes} processes × "
             f"{config.accumulate} pieces (training.accumulate); take a multiple of {parts}")
 
+# %% ../../nbs/17_training.ipynb #c019b
+def try_score(model: nn.Module, held_out: SceneFile, score: Callable) -> None:
+    "Score one scene; ValueError says what to pass instead if the model cannot be scored so."
+    try:
+        with torch.random.fork_rng(): evaluate(model.eval(), held_out, (0,), scenes=1, score=score)
+    except ValueError: raise
+    except Exception as e:
+        name, kind = getattr(score, "__name__", str(score)), type(model).__name__
+        lacks = isinstance(e, AttributeError) and not hasattr(model, "infer")
+        what = f"{kind} has no `infer`" if lacks else f"scoring one scene ended with {type(e).__name__}: {e}"
+        raise ValueError(f"score: {name} does not go with this model: {what}; pass `score=` a function "
+                         "(model, batch, generator) that returns a tensor [B] for every name, or "
+                         "`score=loss_scores` to evaluate the loss alone") from e
+    finally: model.train()
+
+def files_of(**files) -> dict[str, str]:
+    "Where scene files lie, by their use: relative to the working directory if they lie in it."
+    paths = {use: f.path.absolute() for use, f in files.items() if isinstance(f, SceneFile)}
+    inside = lambda p: p.relative_to(Path.cwd()) if p.is_relative_to(Path.cwd()) else p
+    return {use: inside(p).as_posix() for use, p in paths.items()}
+
 def _same_run(about: dict) -> dict:
     "What must not change when a run goes on."
     return about | {"training": {k: v for k, v in about["training"].items() if k not in _MAY_CHANGE}}
@@ -361,7 +400,7 @@ def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
         held_out: SceneFile | None = None,  # scored every `evaluate_every` steps
         score: Callable | None = None,  # score(model, batch, generator=…) -> {name: [B]}; if None, the losses
         describe: dict | None = None,  # the rest of the configuration, for the record
-        progress: bool = True) -> Record:
+        progress: bool = True) -> Record:  # a bar, or lines where there is no terminal
     """Train a model until `config.steps`, or go on with a run; ValueError names what does not fit together.
     FloatingPointError after 20 steps in a row without a finite loss and gradient."""
     record, accelerator = Record(run), Accelerator(cpu=default_device() == "cpu")
@@ -371,9 +410,12 @@ def fit(model: nn.Module, train: SceneFile | Generated, config: TrainingConfig,
     fast = config.precision == "bfloat16" or device.type == "cuda"
     model = model.to(device, memory_format=torch.channels_last) if fast else model.to(device)
     loader = train.loader(config.batch_size, config.seed, device)
+    if held_out and not record.checkpoint.exists(): try_score(model, held_out, score or loss_scores)
     run = _Run(model, loader, accelerator, config, record, held_out, score or loss_scores, asked,
                _same_run(about))
-    return run.loop(run.begin(about), progress)
+    files = {"files": files_of(train=train, held_out=held_out)}
+    if held_out: files["held_out_file"] = held_out.describe()
+    return run.loop(run.begin(about | files), progress)
 
 # %% ../../nbs/17_training.ipynb #c020
 def compile_networks(model: nn.Module) -> None:
@@ -419,8 +461,10 @@ class _Run(_Setting):
 def loop(self: _Run, step: int, progress: bool) -> Record:
     "From `step` to the last, or to where somebody asks for the end."
     c, a, self.sums, self.scores, skipped = self.config, self.accelerator, {}, {}, 0
-    self.begun, shown = time.monotonic(), progress and a.is_main_process
-    bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=not shown, smoothing=.05)
+    self.begun, self.first, shown = time.monotonic(), step, progress and a.is_main_process
+    self.lines = shown and not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    bar = tqdm(total=c.steps, initial=step, desc=self.record.path.name, disable=self.lines or not shown,
+               smoothing=.05)
     with _Stop() as stop:
         while step < c.steps:
             terms = train_step(self.wrapped, self.loader, self.optimiser, a, c, step, self.asked)
@@ -439,10 +483,12 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
     "What a step may be followed by: a line of the log, scores, a checkpoint."
     c, last = self.config, step == self.config.steps
     for k, v in terms.items(): self.sums.setdefault(k, []).append(v)
-    if step % c.log_every == 0 or last: self.log(step)
-    if self.held_out and (step % c.evaluate_every == 0 or last): self.scores = self.score_held_out(step)
-    shown = {"loss": f"{terms['loss']:.1f}"} | {k: f"{v:.3f}" for k, v in self.scores.items()}
-    bar.update(); bar.set_postfix(shown, refresh=False)
+    logged = step % c.log_every == 0 or last
+    if logged: terms = self.log(step)
+    if self.held_out and c.scored_after(step): self.scores = self.score_held_out(step)
+    if logged: bar.set_postfix(in_words(terms, self.scores), refresh=False)
+    if logged and self.lines: print(self.line(step, terms), file=sys.stderr, flush=True)
+    bar.update()
     if step % c.checkpoint_every == 0 or last: self.save(step)
 
 @patch
@@ -457,15 +503,34 @@ def save(self: _Run, step: int) -> None:
     if not self.accelerator.is_main_process: return
     save_checkpoint(self.record.checkpoint, self.model, self.bare, step, self.same_run)
 
+# %% ../../nbs/17_training.ipynb #c023c
+def in_words(terms: dict[str, float], scores: dict[str, float]) -> dict[str, str]:
+    "What a bar or line shows of the losses and of the scores of held-out scenes, by its name."
+    seen = {k: terms[k] for k in ("mse", "kl") if k in terms} or {"loss": terms["loss"]}
+    judged = {k: scores[k] for k in ("ari_fg", "mse") if k in scores} or scores
+    names = SCORES | {"kl": "KL"}
+    return ({names.get(k, k): f"{v:.4g}" for k, v in seen.items()} |
+            {f"{names.get(k, k)} held out": f"{v:.4g}" for k, v in judged.items()})
+
+@patch
+def line(self: _Run, step: int, terms: dict[str, float]) -> str:
+    "An entry of the log for the eye."
+    passed = time.monotonic() - self.begun
+    left = passed / (step - self.first) * (self.config.steps - step)
+    said = ", ".join(f"{k} {v}" for k, v in in_words(terms, self.scores).items())
+    return (f"step {step} of {self.config.steps}: {said}; {tqdm.format_interval(passed)} passed, "
+            f"about {tqdm.format_interval(left)} left")
+
 # %% ../../nbs/17_training.ipynb #c023a
 @patch
-def log(self: _Run, step: int) -> None:
-    "A line with the means since the last one."
+def log(self: _Run, step: int) -> dict[str, float]:
+    "A line with the means since the last one, which are returned."
     means = {k: float(f"{np.mean(v):.6g}") for k, v in self.sums.items()}
     line = {"step": step, "seconds": round(time.monotonic() - self.begun, 1), **means,
             "learning_rate": self.config.learning_rate_at(step - 1), **self.config.schedules_at(step - 1)}
     self.sums = {}
     if self.accelerator.is_main_process: self.record.append(line)
+    return means
 
 @patch
 def score_held_out(self: _Run, step: int) -> dict[str, float]:

@@ -127,7 +127,7 @@ def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scen
     if scenes < 1 or not len(seeds):
         raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
     if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
     if accelerator and accelerator.num_processes > loader.batch_size:
         raise ValueError(
@@ -167,8 +167,9 @@ def way_of(key: str) -> str:
     return "single runs" if key == "best of 1" else key
 
 def mean_and_spread(values: list[float], digits: int = 3) -> str:
-    "Mean ± standard deviation."
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+    "Mean ± standard deviation, which a single value has none of."
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}" + spread
 
 def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
