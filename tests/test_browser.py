@@ -161,7 +161,7 @@ def test_dragging_moves_one_object(v):
     moved = v.drag(slot, rows, columns)
     along = moved[slot] @ np.sign([rows, columns])
     assert 18 <= along <= 22 and abs(moved[slot]).sum() - along < 1.5
-    areas = v.centres()[1]  # of the background other pixels are covered now, so its centre may move a little more
+    areas = v.centres()[1]  # the background is left out, of which other pixels are covered now
     others = [s for s in range(len(moved))
               if s != slot and areas[s] > 20 and not v.ask(f"x.background({s})")]
     assert others and np.abs(moved[others]).max() < 1
@@ -360,7 +360,8 @@ def test_fingers(visit):
     slot, (centres, areas) = v.ask("x.slot"), v.centres()
     x, y = v.at(*centres[slot])
     touch = lambda kind, n, at: v.ask("""x.find('.canvas').dispatchEvent(new PointerEvent(a[0], {
-      pointerId: a[1], clientX: a[2], clientY: a[3], pointerType: 'touch', bubbles: true }))""", kind, n, at, y)
+      pointerId: a[1], clientX: a[2], clientY: a[3], pointerType: 'touch', bubbles: true }))""",
+                                     kind, n, at, y)
     v.ask("x.find('.canvas').setPointerCapture = () => {}")
     touch("pointerdown", 1, x - 20); touch("pointerdown", 2, x + 20)
     for i in range(1, 5): touch("pointermove", 2, x + 20 + 4 * i)
