@@ -268,7 +268,7 @@ export class Explorer {
 
   get slots() { return this.history.now; }
   mask(slot) { return maskOf(this.composed, slot, this.N); }
-  object(slot) { return objectOf(this.slots, this.composed, slot, this.C); }
+  object(slot) { return objectOf(this.slots, this.composed, slot, this.C, this.W); }
   // Pixels that the slot owns, of an object only those where it matters.
   pixelsOf(slot) {
     const { owner } = this.composed, object = this.background(slot) ? null : this.object(slot);
@@ -357,7 +357,7 @@ export class Explorer {
       if (d < from) { tried.push(before); continue; }
       const [other] = await this.decode([z.map((v, i) => (i === d ? v + step[d] : v))]);
       const changed = slots.with(slot, other);
-      tried.push(objectOf(changed, compose(changed, C), slot, C));
+      tried.push(objectOf(changed, compose(changed, C), slot, C, W));
     }
     return measuredDirections(before, tried, step, model.reach, W);
   }
@@ -579,7 +579,7 @@ export class Explorer {
       if (this.sliderTurn !== turn) return 0;
       const composed = compose(slots.with(slot, changed), this.C);
       frames.push(composed.picture);
-      places.push(whereIs(objectOf(slots.with(slot, changed), composed, slot, this.C), this.W));
+      places.push(whereIs(objectOf(slots.with(slot, changed), composed, slot, this.C, this.W), this.W));
     }
     const window = this.windowFor(places);
     frames.forEach((frame, i) => draw(strip.children[i], frame, this.size, { window }));

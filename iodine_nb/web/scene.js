@@ -57,8 +57,8 @@ export const maskOf = (composed, slot, N) => composed.masks.subarray(slot * N, (
 
 // The mask [N] of a slot where it matters: in pixels that it owns and that would look different without it. (Slots
 // divide an even background among themselves, so a mask alone may have patches far from its object.) If it matters
-// nowhere, as one of two equal slots, it is the whole mask.
-export function objectOf(slots, composed, slot, C) {
+// nowhere, as one of two equal slots, it is the whole mask. Holes are filled: there another slot has the same colour.
+export function objectOf(slots, composed, slot, C, W) {
   const { owner, picture } = composed, N = owner.length, mask = maskOf(composed, slot, N), out = new Float32Array(N);
   const others = [...slots.keys()].filter((s) => s !== slot && slots[s].shown);
   let matters = false;
@@ -74,7 +74,25 @@ export function objectOf(slots, composed, slot, C) {
     }
     if (change > 0.08) { out[p] = mask[p]; matters = true; }
   }
-  return matters ? out : mask;
+  if (!matters) return mask;
+  const outside = around(out, W);
+  return out.map((m, p) => (m === 0 && !outside[p] && owner[p] === slot ? mask[p] : m));
+}
+
+// Which pixels can be reached from the picture's edge over pixels that are zero.
+function around(pixels, W) {
+  const reached = new Uint8Array(pixels.length), H = pixels.length / W, next = [];
+  const visit = (p) => { if (!reached[p] && !pixels[p]) { reached[p] = 1; next.push(p); } };
+  for (let x = 0; x < W; x++) { visit(x); visit((H - 1) * W + x); }
+  for (let y = 0; y < H; y++) { visit(y * W); visit(y * W + W - 1); }
+  while (next.length) {
+    const p = next.pop(), x = p % W;
+    if (x) visit(p - 1);
+    if (x < W - 1) visit(p + 1);
+    if (p >= W) visit(p - W);
+    if (p < pixels.length - W) visit(p + W);
+  }
+  return reached;
 }
 
 // Whether a mask [N] is of what lies behind the objects. Such a slot has a share of the picture's corners, and
@@ -89,7 +107,7 @@ export function isBackground(mask, W) {
 // The slot with the largest object, what lies behind the objects excepted.
 export function largest(slots, composed, C, W) {
   const N = composed.owner.length, sizes = slots.map((_, s) => (isBackground(maskOf(composed, s, N), W) ? -1
-    : whereIs(objectOf(slots, composed, s, C), W).area));
+    : whereIs(objectOf(slots, composed, s, C, W), W).area));
   return sizes.indexOf(Math.max(...sizes));
 }
 
