@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'data_tetrominoes', 'data_multi_dsprites', 'data_single_dsprites', 'data_clevr', 'data_norb',
            'data_published', 'data_folder', 'data_arrays', 'data_smallnorb', 'data_idx', 'data_fetch', 'data_inspect',
-           'train', 'in_order', 'train_command', 'list_presets', 'watch', 'eval_', 'show', 'ablation_', 'page',
+           'train', 'in_order', 'train_command', 'list_presets', 'watch', 'eval_', 'show', 'ablation_', 'log_', 'page',
            'explore', 'main']
 
 # %% ../nbs/19_cli.ipynb #c003
@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .core import default_device, write_json
+from .core import chosen_device, default_device, write_json
 from .experiments import ablation, experiment
 from .experiments.experiment import (Experiment, card_of, export_weights, family_of, fitted,
                                               load_model, scenes_of, score)
@@ -28,7 +28,7 @@ from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
 from .tools.plots import plot_scenes, save
 from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
-from .training.fit import TrainingConfig
+from .training.fit import Record, TrainingConfig, write_tensorboard
 from .training.metrics import score_table
 
 # %% ../nbs/19_cli.ipynb #c005
@@ -120,8 +120,8 @@ def data_norb(out: Path, scenes: int = 24_300, seed: int = 0,
 # %% ../nbs/19_cli.ipynb #c009
 def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*PUBLISHED],
                    objects: int | None = None, at_least: int = 0,
-                   size: tuple[int, int] | None = None, skip: int = 0, scenes: int | None = None,
-                   split: str = "train") -> None:
+                   size: tuple[int, int] | None = None, skip: int = 0, skip_before: int = 0,
+                   scenes: int | None = None, split: str = "train") -> None:
     """Import a published TFRecord file.
 
     Args:
@@ -131,11 +131,12 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
         objects: keep scenes with at most so many objects; 6 makes CLEVR6
         at_least: keep scenes with at least so many
         size: height and width; CLEVR is 128 128 if not said
-        skip: leave out so many scenes first; 60000 gives most papers' test split
+        skip: leave out so many of the scenes that have the right number of objects
+        skip_before: leave out so many scenes of the file before; of CLEVR commonly 70000, those of training
         scenes: at most so many
         split: a name, kept in the file
     """
-    how = (name, objects, at_least, size, skip, scenes, split, sys.stderr.isatty())
+    how = name, objects, at_least, size, skip, skip_before, scenes, split, sys.stderr.isatty()
     print(f"{out}: {import_published(file, out, *how)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c010
@@ -222,6 +223,8 @@ def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) ->
         file: a scene file; of others it says how to import them
         sheet: a PNG to write, with scenes and their masks
     """
+    if sheet and sheet.suffix.lower() != ".png":
+        raise ValueError(f"--sheet: must end in .png, is {sheet.name}")
     if kind := other_kind(file): raise ValueError(f"{file}: {kind}")
     scenes = SceneFile(file)
     print(describe(scenes))
@@ -347,10 +350,9 @@ def watch(run: tyro.conf.Positional[Path], browser: bool = False, once: bool = F
 
 # %% ../nbs/19_cli.ipynb #c018
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
-          scenes: int = 320,
-          seeds: int = 3, slots: int | None = None, iterations: int | None = None, restarts: int = 1,
-          descent: int = 0, kl_weight: float = 1., by: Literal["masks", "explanation"] = "masks",
-          out: Path | None = None) -> None:
+          scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None,
+          restarts: int = 1, descent: int = 0, kl_weight: float = 1., device: str | None = None,
+          by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
     """Score weights on a scene file, by the score of their kind of model.
 
     Args:
@@ -364,19 +366,21 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
         by: whether a pixel goes to the slot with the largest mask or to the one that explains it best
+        device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
         out: write the scores as JSON too
     """
     _evaluate(**locals())
 
 # %% ../nbs/19_cli.ipynb #c018a
-def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, out: Path | None, **options) -> None:
+def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, device: str | None, out: Path | None,
+              **options) -> None:
     "Score, and print and write the scores; only options that were asked for are handed on."
     default = {name: p.default for name, p in inspect.signature(eval_).parameters.items()}
     asked = {name: v for name, v in options.items() if v != default[name]}
     (x, _), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         files = scenes_of(weights, Path(folder), data, scenes)
-        model, how = model.to(default_device()), dict(seeds=range(seeds), scenes=scenes, **asked)
+        model, how = model.to(chosen_device(device)), dict(seeds=range(seeds), scenes=scenes, **asked)
         scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
             count = min(scenes, len(file))
@@ -444,6 +448,16 @@ def _base(name: str, data: Path | None, held_out: Path | None) -> Experiment:
     if not (data or preset(name).data): raise ValueError(f"data: the preset {name} needs a scene file")
     return fitted(preset(name), SceneFile(data)) if data else preset(name)
 
+# %% ../nbs/19_cli.ipynb #19a0c001
+def log_(run: tyro.conf.Positional[Path], tensorboard: Path) -> None:
+    """Write a run's record for TensorBoard.
+
+    Args:
+        run: folder of the run
+        tensorboard: the folder that TensorBoard is shown; every run gets one of its own in it
+    """
+    print(f"{tensorboard / run.absolute().name}: {write_tensorboard(Record(run), tensorboard)} values")
+
 # %% ../nbs/19_cli.ipynb #c020
 def page(weights: str, data: Path | None) -> str:
     "The notebook behind the page: one cell, as JSON. ValueError if weights and scenes do not fit."
@@ -508,11 +522,11 @@ _DATA = {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites,
          "published": data_published, "smallnorb": data_smallnorb, "idx": data_idx, "folder": data_folder,
          "arrays": data_arrays, "inspect": data_inspect}
 COMMANDS = {"data": _DATA, "presets": list_presets, "train": train_command, "watch": watch, "eval": eval_,
-            "show": show, "ablation": ablation_, "explore": explore}
+            "show": show, "log": log_, "ablation": ablation_, "explore": explore}
 
 # %% ../nbs/19_cli.ipynb #c024a
 def main(arguments: list[str] | None = None) -> int:
-    "Run `iodine-nb`; the exit status is 0, or 2 with one line on standard error."
+    "Run `iodine-nb`; the exit status is 0, or with one line on standard error 2, and 130 after Ctrl+C."
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name not in COMMANDS:
         print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
@@ -522,7 +536,8 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "train": command, rest = train_command(rest)
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
         else: tyro.cli(command, prog=prog, args=rest)
-    except (ValueError, OSError, FloatingPointError) as e:
-        print(f"iodine-nb: {e}", file=sys.stderr)
-        return 2
-    return 0
+    except (ValueError, OSError, FloatingPointError) as e: said, status = e, 2
+    except KeyboardInterrupt: said, status = "stopped", 130
+    else: return 0
+    print(f"iodine-nb: {said}", file=sys.stderr)
+    return status
