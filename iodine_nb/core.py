@@ -8,7 +8,7 @@ __all__ = ['check_finite', 'unknown_field', 'Config', 'Family', 'linear_coordina
            'check_shape', 'device_of', 'check_inference', 'takes_gradients', 'markdown_table', 'book_folder']
 
 # %% ../nbs/01_core.ipynb #c002
-import dataclasses, difflib, functools, hashlib, json, os, sys, tempfile, typing
+import dataclasses, difflib, functools, hashlib, json, os, platform, sys, tempfile, typing
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -165,10 +165,13 @@ def chosen_device(name: str | None = None) -> str:
 # %% ../nbs/01_core.ipynb #c024
 @contextmanager
 def whole_file(path: str | Path):
-    "A temporary path that becomes `path` if the block succeeds, and vanishes if it does not."
-    path = Path(path)
+    """A temporary path that becomes `path` if the block succeeds, and vanishes if it does not. A symbolic
+    link stays one: the file that it leads to is written."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    _remove_left_over(path)
+    prefix = f".{path.name}.{_machine()}-{os.getpid()}."
+    handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -180,6 +183,18 @@ def whole_file(path: str | Path):
 def _umask() -> int:
     os.umask(now := os.umask(0))
     return now
+
+def _machine() -> str: return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+def _remove_left_over(path: Path) -> None:
+    "Remove what processes of this machine that no longer exist have begun to write for this path."
+    begin = f".{path.name}.{_machine()}-"
+    for part in path.parent.iterdir() if os.name == "posix" else ():
+        process, _, rest = part.name.removeprefix(begin).partition(".")
+        if not (part.name.startswith(begin) and process.isdecimal() and rest.endswith(".part")): continue
+        try: os.kill(int(process), 0)  # asks whether the process is there, and does nothing to it
+        except (ProcessLookupError, OverflowError): part.unlink(missing_ok=True)
+        except PermissionError: pass
 
 # %% ../nbs/01_core.ipynb #c025
 def write_json(path: str | Path, value) -> None:
