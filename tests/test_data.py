@@ -220,7 +220,7 @@ def numbered(n, masks=True, rng=np.random.default_rng(0)):
                    np.broadcast_to(i[:, None, None] % 2, (n, 3, 4)).copy())
     factors = {"number": np.stack([i, 2 * i], 1), "place": np.stack([i, -1. * i], 1)[..., None] * np.ones(3),
                "even": np.stack([i % 2 == 0] * 2, 1)}
-    return Scenes(image, mask if masks else None, np.ones((n, 2), bool), factors)
+    return Scenes(image, mask if masks else None, np.stack([i >= 0, i % 2 == 1], 1), factors)
 
 
 def all_say_the_same(batch, masks=True):
@@ -428,3 +428,27 @@ def test_thin_lines_grow_faint_and_do_not_vanish(tmp_path):
     small = crop_and_resize(Scenes(picture[None], None, np.ones((1, 1), bool)), None, (32, 32))
     assert (SceneFile(tmp_path / "f.h5")[:].image == small.image).all()
     assert small.image[0].astype(int).sum(1).mean() == pytest.approx(255 * 2 / 6, rel=.05)
+
+
+def test_masks_that_are_not_known_are_not_stored_as_zeros(tmp_path):
+    made = tetrominoes(4, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="s.h5: mask: all are 0, but visibility names objects"):
+        save_scenes(tmp_path / "s.h5", replace(made, mask=np.zeros_like(made.mask)), "t", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_negative_counts_are_refused(tmp_path):
+    (tmp_path / "t").write_bytes(record(example(PUBLISHED["tetrominoes"], np.random.default_rng(0))[0]))
+    for how in (dict(skip=-1), dict(skip_before=-1), dict(count=-1)):
+        with pytest.raises(ValueError, match="must be 0 or more"):
+            import_published(tmp_path / "t", tmp_path / "o.h5", "tetrominoes", progress=False, **how)
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    (tmp_path / "p").mkdir()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "p/0.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.save(tmp_path / "p/1.png", transparency=1)
+    import_folder(tmp_path / "p", tmp_path / "f.h5", progress=False)
+    assert not SceneFile(tmp_path / "f.h5")[:].image.any()

@@ -142,6 +142,11 @@ def test_what_white_is(tmp_path):
     import_arrays(tmp_path / "b.npy", tmp_path / "b.h5", "array")
     assert (SceneFile(tmp_path / "b.h5")[:].image == 51).all()
     assert "objects    not known" in describe(SceneFile(tmp_path / "b.h5"))
+    late = np.zeros((600, 2, 2), np.uint8)  # black at first
+    late[-1] = 200
+    np.savez(tmp_path / "a.npz", image=late)
+    import_arrays(tmp_path / "a.npz", tmp_path / "a.h5", "image")
+    assert (SceneFile(tmp_path / "a.h5")[-1]["image"] * 255 == 200).all()
     with pytest.raises(ValueError, match="a.npz: image: 16 bits, but no value above 255"):
         scenes_of(tmp_path, None, deep // 257)
 

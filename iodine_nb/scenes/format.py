@@ -136,7 +136,7 @@ def save_scenes(path: str | Path,
                 split: str = "train",
                 seed: int = -1) -> int:  # of the generator, if there was one
     "Write a scene file, whole or not at all; return how many scenes it has."
-    count, before = 0, None
+    count, before, said, shown = 0, None, False, False
     with whole_file(path) as p, h5py.File(p, "w") as f:
         for part in parts if isinstance(parts, Iterable) else [parts]:
             fields = _fields(check_scenes(part, str(path)))
@@ -145,7 +145,10 @@ def save_scenes(path: str | Path,
             for k, v in fields.items(): _append(f, k, v, count)
             f.flush()
             count += len(part)
+            said, shown = said or part.visibility[:, 1:].any(), shown or part.mask is None or part.mask.any()
         if not count: raise ValueError(f"{path}: no scenes to write")
+        if said and not shown: raise ValueError(f"{path}: mask: all are 0, but visibility names objects; "
+                                                "masks that are not known are None")
         f.attrs.update(format=FORMAT, name=name, split=split, seed=seed, source=json.dumps(source))
     return count
 
@@ -567,6 +570,7 @@ def import_published(path: str | Path, out: str | Path, name: str,
                      split: str = "train", progress: bool = True) -> int:
     "Import a published TFRecord file into a scene file; return how many scenes it has."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
+    if min(skip, skip_before, count or 0) < 0: raise ValueError("skip, skip_before, count: must be 0 or more")
     crop, size = (CLEVR_CROP, size or (128, 128)) if name == "clevr_with_masks" else (None, size)
     read = _after(read_published(path, name), skip_before, f"import {Path(path).name}", progress)
     parts = (crop_and_resize(s, crop, size) for s in _chosen(read, objects, at_least, skip, count))

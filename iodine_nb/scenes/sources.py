@@ -235,12 +235,13 @@ def _as_image(v: np.ndarray, where: str, most: int) -> UInt8[np.ndarray, "n H W 
     return (v / most * 255).round().astype(np.uint8)
 
 # %% ../../nbs/06_sources.ipynb #06d00001
-def _white(v: np.ndarray, where: str) -> int:
-    "The value that stands for white: 255 of bytes, 65535 of 16 bits, 1 of floats, and of bytes 0 and 1."
-    if v.dtype == np.uint16 and v.max() <= 255:
+def _white(dtype: np.dtype, most, where: str) -> int:
+    """The value that stands for white: 255 of bytes, 65535 of 16 bits, 1 of floats, and of bytes 0 and 1;
+    `most` is the largest that there is."""
+    if dtype == np.uint16 and most <= 255:
         raise ValueError(f"{where}: 16 bits, but no value above 255, so that white may be 255 or 65535; "
                          "store uint8 if it is 255")
-    return 65535 if v.dtype == np.uint16 else 255 if v.dtype == np.uint8 and v.max() > 1 else 1
+    return 65535 if dtype == np.uint16 else 255 if dtype == np.uint8 and most > 1 else 1
 
 # %% ../../nbs/06_sources.ipynb #b08b92d5
 def _entities(v: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
@@ -314,9 +315,10 @@ def import_arrays(path: str | Path, out: str | Path,
     "Import an .npz, .npy, or HDF5 file of another layout, into a scene file; return how many scenes it has."
     arrays = _Arrays(path)
     n = _count_rows(arrays, image, [k for k in (mask, *factors) if k])
-    most = _white(np.asarray(arrays[image][:part]), arrays.where(image))
-    first = _as_image(np.asarray(arrays[image][:1]), arrays.where(image), most)
     pieces = [slice(i, min(i + part, n)) for i in range(0, n, part)]
+    brightest = max(np.max(arrays[image][i]) for i in pieces)
+    most = _white(arrays[image].dtype, brightest, arrays.where(image))
+    first = _as_image(np.asarray(arrays[image][:1]), arrays.where(image), most)
     entities = _count_entities(arrays, mask, first.shape[1:3], pieces) if mask else 2
     if mask: some_object(entities, arrays.where(mask))
     parts = (_some_arrays(arrays, i, image, mask, factors, most, entities) for i in pieces)

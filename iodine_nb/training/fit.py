@@ -370,7 +370,7 @@ def _pieces(loader: Loader | Stream, config: TrainingConfig, accelerator: Accele
     parts = accelerator.num_processes * config.accumulate
     for i in range(accelerator.process_index, parts, accelerator.num_processes):
         rows = torch.arange(config.batch_size)[i::parts]
-        yield loader.batch(step, i, parts), Noise((config.seed, step, 0), rows, config.batch_size,
+        yield loader.batch(step, i, parts), Noise((config.seed, step, 1), rows, config.batch_size,
                                                   accelerator.device)
 
 def _backward(model: _Loss, accelerator: Accelerator, config: TrainingConfig, step: int, pieces: list,
