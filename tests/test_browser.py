@@ -141,7 +141,7 @@ def test_it_opens_from_a_file(visit):
 
 
 def room(v, pixels=20):
-    "An object and a direction, in rows and columns, in which it can move so far, in the picture and in the open."
+    "An object and a direction in which it can move by so many rows or columns, in the picture and in the open."
     centres, areas = v.centres()
     objects = [s for s in range(len(centres)) if areas[s] > 20 and not v.ask(f"x.background({s})")]
     radius = np.sqrt(areas / np.pi)
@@ -242,6 +242,7 @@ def test_a_model_whose_slots_do_not_carry_their_place(v):
     tiles = v.page.locator(".slots > .slot")
     assert tiles.count() == 7 and all(tiles.nth(i).is_visible() for i in range(7))
     slot, (centres, _) = v.ask("x.slot"), v.centres()
+    assert not v.ask("x.background(x.slot)")
     columns = 5 if centres[slot][1] < 16 else -5
     moved = v.drag(slot, 0, columns, steps=5)[slot]
     assert 3 < moved[1] * np.sign(columns) < 7 and abs(moved[0]) < 2.5
@@ -307,7 +308,8 @@ def test_two_scenes(v):
 def test_how_it_got_there(v):
     v.page.locator("summary", has_text="How it got there").click()
     times = v.page.locator(".times button")
-    assert times.count() == 6 and v.page.locator(".frames figure").count() == 7
+    v.wait("x.root.querySelectorAll('.frames figure').length === 7")
+    assert times.count() == 6
     times.first.click(); v.page.keyboard.press("ArrowRight")
     assert v.page.locator(".at").inner_text().startswith("After 1 refinement, loss")
     assert v.page.locator(".frames figure").count() == 9

@@ -268,14 +268,17 @@ export class Explorer {
 
   get slots() { return this.history.now; }
   mask(slot) { return maskOf(this.composed, slot, this.N); }
-  object(slot) { return objectOf(this.slots, this.composed, slot, this.C, this.W); }
+  object(slot) {  // is asked for often, so it is kept as long as the scene is as it is
+    const kept = this.composed.objects ??= [];
+    return kept[slot] ??= objectOf(this.slots, this.composed, slot, this.C, this.W);
+  }
   // Pixels that the slot owns, of an object only those where it matters.
   pixelsOf(slot) {
     const { owner } = this.composed, object = this.background(slot) ? null : this.object(slot);
     const mine = owner.map((o, p) => (o === slot && (!object || object[p] > 0) ? 1 : 0)), { W } = this;
     return mine.map((v, p) => v && (mine[p - 1] || mine[p + 1] || mine[p - W] || mine[p + W] || 0));  // no lone ones
   }
-  background(slot) { return isBackground(this.mask(slot), this.W); }
+  background(slot) { return isBackground(this.mask(slot), this.object(slot), this.W); }
 
   // The scene becomes these slots; `what`: changes of one kind that follow each other are one to undo.
   become(slots, what) {
