@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+# %% ../nbs/19_cli.ipynb #19d00001
 from .core import chosen_device, default_device, write_json
 from .experiments import ablation, experiment
 from .experiments.experiment import (Experiment, card_of, export_weights, family_of, fitted,
@@ -26,8 +27,9 @@ from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder,
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
-from .tools.explorer import check_page, shown, write_page
-from .tools.plots import plot_scenes, save
+from .tools.explorer import shown, write_page
+from .tools.page import check_page
+from .tools.plots import plot_scenes
 from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
 from .training.fit import Record, TrainingConfig, write_tensorboard
 from .training.metrics import score_table
@@ -133,12 +135,12 @@ def data_published(file: tyro.conf.Positional[Path], out: Path, name: Literal[*P
         at_least: keep scenes with at least so many
         size: height and width; CLEVR is 128 128 if not said
         skip: leave out so many of the scenes that have the right number of objects
-        skip_before: leave out so many scenes of the file before; of CLEVR commonly 70000, those of training
+        skip_before: leave out so many scenes of the file first; of CLEVR often 70000, those of training
         scenes: at most so many
         split: a name, kept in the file
     """
-    how = name, objects, at_least, size, skip, skip_before, scenes, split, sys.stderr.isatty()
-    print(f"{out}: {import_published(file, out, *how)} scenes")
+    how = objects, at_least, size, skip, skip_before, scenes, split
+    print(f"{out}: {import_published(file, out, name, *how)} scenes")
 
 # %% ../nbs/19_cli.ipynb #c010
 def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | None = None,
@@ -217,19 +219,21 @@ def data_fetch(name: tyro.conf.Positional[Literal[*REMOTES]], folder: Path = Pat
     for path, found in fetch(name, folder, mirror, sys.stderr.isatty()).items():
         print(f"{path}: SHA-256 {found}")
 
+# %% ../nbs/19_cli.ipynb #19d00002
 def data_inspect(file: tyro.conf.Positional[Path], sheet: Path | None = None) -> None:
     """Say what is in a file.
 
     Args:
         file: a scene file; of others it says how to import them
-        sheet: a PNG to write, with scenes and their masks
+        sheet: a .png, .svg or .pdf to write, with scenes and their masks
     """
-    if sheet and sheet.suffix.lower() != ".png":
-        raise ValueError(f"--sheet: must end in .png, is {sheet.name}")
+    if sheet: check_figure(sheet)
     if kind := other_kind(file): raise ValueError(f"{file}: {kind}")
     scenes = SceneFile(file)
     print(describe(scenes))
-    if sheet: print(save(plot_scenes(scenes[:16]), sheet.stem, sheet.absolute().parent))
+    if sheet:
+        write_figure(plot_scenes(scenes[:16]), sheet)
+        print(sheet)
 
 # %% ../nbs/19_cli.ipynb #c016
 def train(preset: Experiment, run: Path, data: Path | None = None, held_out: Path | None = None,
