@@ -84,5 +84,6 @@ def test_it_writes_the_page(installed, tmp_path):
     "With weights that travel; every model that the page opens with does."
     said = python(installed, tmp_path, installed / "bin/iodine-nb", "explore", "desk", "--no-browser",
                   "--out", "page.html")
-    assert said.startswith(str(tmp_path / "page.html")) and "weights-desk" in (tmp_path / "page.html").read_text()
+    page = tmp_path / "page.html"
+    assert said.startswith(str(page)) and "weights-desk" in page.read_text()
     assert set(OPENING) <= set(PACKED)

@@ -268,14 +268,17 @@ export class Explorer {
 
   get slots() { return this.history.now; }
   mask(slot) { return maskOf(this.composed, slot, this.N); }
-  object(slot) { return objectOf(this.slots, this.composed, slot, this.C, this.W); }
+  object(slot) {  // is asked for often, so it is kept as long as the scene is as it is
+    const kept = this.composed.objects ??= [];
+    return kept[slot] ??= objectOf(this.slots, this.composed, slot, this.C, this.W);
+  }
   // Pixels that the slot owns, of an object only those where it matters.
   pixelsOf(slot) {
     const { owner } = this.composed, object = this.background(slot) ? null : this.object(slot);
     const mine = owner.map((o, p) => (o === slot && (!object || object[p] > 0) ? 1 : 0)), { W } = this;
     return mine.map((v, p) => v && (mine[p - 1] || mine[p + 1] || mine[p - W] || mine[p + W] || 0));  // no lone ones
   }
-  background(slot) { return isBackground(this.mask(slot), this.W); }
+  background(slot) { return isBackground(this.mask(slot), this.object(slot), this.W); }
 
   // The scene becomes these slots; `what`: changes of one kind that follow each other are one to undo.
   become(slots, what) {
@@ -351,42 +354,50 @@ export class Explorer {
     return { how: known.how, x: known.x ?? measured.x, y: known.y ?? measured.y, size: known.size ?? measured.size };
   }
   async measure(slot, from) {  // numbers before `from` are left alone
-    const { slots, model, W, C } = this, { z } = slots[slot], tried = [], before = this.object(slot);
-    const step = model.reach.map((r, d) => (d < from ? 0 : 0.3 * r));
-    for (let d = 0; d < this.D; d++) {
-      if (d < from) { tried.push(before); continue; }
-      const [other] = await this.decode([z.map((v, i) => (i === d ? v + step[d] : v))]);
+    const { slots, model, W, C } = this, { z } = slots[slot], before = this.object(slot);
+    const step = model.reach.map((r, d) => (d < from ? 0 : 0.1 * r));
+    const others = await this.decode(step.map((s, d) => z.with(d, z[d] + s)));
+    const tried = others.map((other) => {
       const changed = slots.with(slot, other);
-      tried.push(objectOf(changed, compose(changed, C), slot, C, W));
-    }
+      return objectOf(changed, compose(changed, C), slot, C, W);
+    });
     return measuredDirections(before, tried, step, model.reach, W);
   }
 
-  // Moves a slot by pixels from where it was at the gesture's beginning. Where the direction is not exact, the
-  // mask's centre is looked at after each step and the rest corrected, but never by more than half.
+  // Moves a slot by pixels from where it was at the gesture's beginning: at once where its place is known, else by
+  // a step towards there. Returns whether there is more to go.
   async moveTo(grip, dx, dy, what) {
-    const { d, z, from, slot } = grip;
-    const wish = { x: dx, y: dy };
-    if (d.how !== "frame") {
-      const now = whereIs(this.object(slot), this.W);
-      for (const axis of ["x", "y"]) {
-        const missing = grip.asked[axis] - (now[axis] - from[axis]), most = 0.5 * Math.abs(wish[axis]) + 1;
-        if (Number.isFinite(missing)) grip.extra[axis] = clamp(grip.extra[axis] + 0.5 * missing, -most, most);
+    const { d, z, slot } = grip;
+    if (d.how === "frame") await this.put(slot, along(along(z, d.x, dx), d.y, dy), what);
+    else return this.follow(grip, dx, dy, what);
+  }
+  // At most two pixels along the known directions, or, where they do not lead nearer, along those just measured.
+  async follow({ slot, from, d }, dx, dy, what) {
+    const { history, slots, W, C } = this, { z } = slots[slot], now = whereIs(this.object(slot), W);
+    const x = from.x + dx - now.x, y = from.y + dy - now.y, far = Math.hypot(x, y);
+    if (!(far > 0.4)) return false;
+    for (const measured of d.how === "probe" ? [false, true] : [true]) {
+      const by = measured ? await this.measure(slot, 0) : d;
+      for (let scale = Math.min(1, 2 / far), tries = 0; tries < 3; tries++, scale /= 2) {
+        const [fresh] = await this.decode([along(along(z, by.x, scale * x), by.y, scale * y)]);
+        if (history !== this.history) return false;
+        const next = slots.with(slot, fresh), at = whereIs(objectOf(next, compose(next, C), slot, C, W), W);
+        if (!(Math.hypot(from.x + dx - at.x, from.y + dy - at.y) < far - 0.1)) continue;
+        this.become(next, what);
+        return true;
       }
-      grip.asked = { ...wish };
-      for (const axis of ["x", "y"]) wish[axis] += grip.extra[axis];
     }
-    await this.put(slot, along(along(z, d.x, wish.x), d.y, wish.y), what);
+    return false;
   }
   async grip(slot) {
-    const { z } = this.slots[slot], from = whereIs(this.object(slot), this.W), zero = () => ({ x: 0, y: 0 });
-    return { slot, d: await this.directions(slot), z, from, extra: zero(), asked: zero() };
+    const { z } = this.slots[slot], from = whereIs(this.object(slot), this.W);
+    return { slot, z, from, d: await this.directions(slot) };
   }
   async nudge(dx, dy) {
     if (this.background(this.slot)) return this.say("This slot paints the background, which has no place to move from.");
     const { history } = this, grip = await this.grip(this.slot);
-    for (let i = 0; i < (grip.d.how === "frame" ? 1 : 3); i++)
-      if (history === this.history) await this.moveTo(grip, dx, dy, `nudge ${this.slot}`);
+    for (let i = 0; i < 8 && history === this.history; i++)
+      if (!await this.moveTo(grip, dx, dy, `nudge ${this.slot}`)) break;
     this.later();
   }
   async resize(steps) {  // by tenths
@@ -690,8 +701,8 @@ export class Explorer {
     if (!this.history) return;
     while (this.busy) await wait(5);
     const grip = await held?.grip;
-    for (let i = 0; i < 3 && held?.last && grip.d.how !== "frame" && this.history === held.history; i++)
-      await this.moveTo(grip, ...held.last, "drag");
+    for (let i = 0; i < 16 && held?.last && grip.d.how !== "frame" && this.history === held.history; i++)
+      if (!await this.moveTo(grip, ...held.last, "drag")) break;
     if (!this.history) return;
     if (held || pinch || this.fresh) this.settle();
     this.fresh = false;

@@ -95,19 +95,22 @@ function around(pixels, W) {
   return reached;
 }
 
-// Whether a mask [N] is of what lies behind the objects. Such a slot has a share of the picture's corners, and
-// where it is sure of its pixels, if it is anywhere, corners are among them. (Several slots may divide an even
-// background among themselves, also those of objects.)
-export function isBackground(mask, W) {
+// Whether a slot, by its mask [N] and what `objectOf` says of it, is what lies behind the objects. Such a slot matters
+// in a large part of the picture; or it has a share of the picture's corners, and where it is sure of its pixels, if
+// it is anywhere, corners are among them. (Several slots may divide a background, also those of objects.)
+export function isBackground(mask, object, W) {
   const N = mask.length, corners = [0, W - 1, N - W, N - 1], sure = (p) => mask[p] > 0.9;
+  if (object !== mask && object.reduce((n, v) => n + (v > 0), 0) > 0.4 * N) return true;
   if (corners.reduce((sum, p) => sum + mask[p], 0) < 0.8) return false;
   return mask.every((_, p) => !sure(p)) || corners.filter(sure).length >= 2;
 }
 
 // The slot with the largest object, what lies behind the objects excepted.
 export function largest(slots, composed, C, W) {
-  const N = composed.owner.length, sizes = slots.map((_, s) => (isBackground(maskOf(composed, s, N), W) ? -1
-    : whereIs(objectOf(slots, composed, s, C, W), W).area));
+  const N = composed.owner.length, sizes = slots.map((_, s) => {
+    const mask = maskOf(composed, s, N), object = objectOf(slots, composed, s, C, W);
+    return isBackground(mask, object, W) ? -1 : whereIs(object, W).area;
+  });
   return sizes.indexOf(Math.max(...sizes));
 }
 
