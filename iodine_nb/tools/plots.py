@@ -39,10 +39,12 @@ def pics_folder() -> Path | None:
     return book_folder() / "pics" if os.environ.get("IODINE_NB_BOOK") else None
 
 def save(figure: Figure, name: str, folder: Path | None = None) -> Path | None:
-    "Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`."
+    """Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`.
+    In a script, where nobody looks at it, it is closed."""
     if (folder := folder or pics_folder()) is None: return None
     with whole_file(path := folder / f"{name}.png") as p, plt.rc_context(STYLE):
         figure.savefig(p, format="png", metadata={"Software": None})
+    if not plt.isinteractive() and "inline" not in plt.get_backend(): plt.close(figure)
     return path
 
 # %% ../../nbs/18_plots.ipynb #c006
