@@ -82,6 +82,7 @@ def test_inputs_are_normalised_and_put_together_in_the_order_of_the_table(kind, 
         wanted, flats = torch.cat([wanted, flats[..., None, None].expand(-1, -1, 6, 6)], 1), flats[:, :0]
     assert torch.allclose(spatial, wanted, atol=1e-6) and torch.allclose(vectors, flats)
     assert (model.inputs.channels, model.inputs.flat) == (spatial.shape[1], vectors.shape[1])
+    assert "coordinates" not in model.inputs.state_dict()  # weights do not hold constants
 
 
 def test_inputs_that_are_not_in_the_table_or_all_flat_are_refused():
