@@ -95,8 +95,18 @@ _sprites = _tetrominoes.change(
 _clevr = _sprites.change(slots=7, latent=10, iterations=2, sigma=.2, kl_weight=.2)
 _long = _training.change(steps=20_000, batch_size=16, warmup=1_000, decay_steps=20_000, evaluate_every=1_000)
 
+# %% ../../nbs/71_attention_start.ipynb #a71f0006
+_own = _tetrominoes.change(
+    image=(3, 28, 28), slots=5, decoder__channels=(32, 32, 32, 32), refinement__channels=(32, 32, 32),
+    refinement__mlp=(128,), refinement__lstm=64, attention__channels=(32, 32, 32, 32),
+    attention__strides=(2, 1, 1, 1))
+_quick = _training.change(
+    steps=2_000, batch_size=16, learning_rate=2e-3, warmup=50, decay=.05, decay_steps=2_000,
+    schedules={"kl_weight": Ramp(0., 1., 500)}, evaluate_scenes=100)
+
 family = Family(AttentionStartConfig, AttentionStartIODINE, decomposition_scores, {
     "attention_tetrominoes": ("tetrominoes", _tetrominoes, _training),
     "attention_sprites": ("multi_dsprites_colored_on_grayscale", _sprites,
                           _long.change(schedules__sigma_factor=Ramp(2., 1., 10_000))),
-    "attention_clevr": ("clevr_with_masks", _clevr, _long.change(steps=15_000, decay_steps=15_000))})
+    "attention_clevr": ("clevr_with_masks", _clevr, _long.change(steps=15_000, decay_steps=15_000)),
+    "own": ("", _own, _quick)})

@@ -18,11 +18,11 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, linear_coordinates, normal
+from ..core import Config, Family, Noise, check_inference, check_shape, linear_coordinates, normal
 from .decoder import ACTIVATIONS, BroadcastConv, Decoder, DecoderConfig
 from ..scenes.format import Batch
 from ..training.fit import TrainingConfig
-from ..training.metrics import decomposition_scores
+from ..training.metrics import decomposition_scores, lowest
 
 # %% ../../nbs/70_slot_attention.ipynb #677b6683
 @dataclass(frozen=True)
@@ -378,14 +378,14 @@ def infer(self: SlotAttention, images: Float[Tensor, "B C H W"], slots: int | No
           generator: torch.Generator | Noise | None = None) -> list[SlotScene]:
     """What is known after each of so many updates (slots and updates as in training if not said), in the
     best of `restarts` runs of each picture by the error of its last update."""
-    self.check_images(tuple(images.shape[1:]), "images")
+    check_inference(self, images)
     if restarts < 1: raise ValueError(f"restarts: must be at least 1, is {restarts}")
     k, features, runs = self.config.slots if slots is None else slots, self.encoder(images), []
     for _ in range(restarts):
         found = self.attention.rounds(features, k, iterations, generator)
         runs.append([self.scene(images, *f) for f in found])
     if restarts == 1: return runs[0]
-    best, rows = torch.stack([run[-1].loss for run in runs]).argmin(0), torch.arange(len(images))
+    best, rows = lowest([run[-1].loss for run in runs]), torch.arange(len(images))
     return [SlotScene(*(torch.stack(v)[best, rows] for v in zip(*after))) for after in zip(*runs)]
 
 # %% ../../nbs/70_slot_attention.ipynb #4d695ff6
