@@ -1,13 +1,14 @@
 # make demo      see scenes taken apart             make lab    open the book
 # make explore   drag their pieces in a browser     make book   run every notebook, keep its outputs and figures
 # make test      everything that CI checks          make lint   the part of it that takes a second
+# make site      the book as a web site, in _docs/html
 # make wasm      compile the page's kernel anew, after a change of iodine_nb/web/kernel.c
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS ?= nbs/*.ipynb
 export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 
-.PHONY: demo explore test lint lab book wheel wasm hooks clean
+.PHONY: demo explore test lint lab book site wheel wasm hooks clean
 demo: .venv/ready
 	$(BIN)/python tests/run_notebooks.py --fresh nbs/05_first_look.ipynb
 	@echo "Its figures: pics/decomposition.png pics/iterations.png pics/training.png."
@@ -27,12 +28,23 @@ lint: .venv/ready
 explore: .venv/ready
 	$(BIN)/iodine-nb explore
 
+# make lab OPTIONS="--no-browser --ip 0.0.0.0"; terminals in it have the environment, and a container's root may start it
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/00_contents.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(OPTIONS) nbs/00_contents.ipynb
 
 book: .venv/ready
 	IODINE_NB_BOOK=1 $(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
+
+# Made of the committed notebooks and their outputs. It needs neither torch nor the library, so it has its own .venv.
+site: .venv-site/ready
+	.venv-site/bin/python site/build.py _docs
+
+.venv-site/ready: pyproject.toml
+	test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
+	.venv-site/bin/pip install --quiet --disable-pip-version-check \
+	  $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["site"])')
+	touch $@
 
 wheel: .venv/ready
 	rm -rf build
@@ -66,4 +78,4 @@ hooks:
 	      > "$$hook" && chmod +x "$$hook"; fi; fi || true
 
 clean:
-	rm -rf .venv data/cache _proc build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-site _docs data/cache _proc build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

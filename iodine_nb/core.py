@@ -8,7 +8,7 @@ __all__ = ['check_finite', 'unknown_field', 'Config', 'Family', 'linear_coordina
            'check_shape', 'device_of', 'check_inference', 'takes_gradients', 'markdown_table', 'book_folder']
 
 # %% ../nbs/01_core.ipynb #c002
-import dataclasses, difflib, functools, hashlib, json, os, sys, tempfile, typing
+import dataclasses, difflib, functools, hashlib, json, os, platform, sys, tempfile, typing
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,9 +120,10 @@ def linear_coordinates(height: int, width: int) -> Float[Tensor, "2 H W"]:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 def cosine_coordinates(height: int, width: int, frequencies: int = 3) -> Float[Tensor, "F H W"]:
-    "cos(π f y) and cos(π f x), y and x from 0 to 1, for f = 0…frequencies: 2·frequencies + 2 channels."
-    unit = (linear_coordinates(height, width) + 1) / 2
-    return torch.cat([torch.cos(torch.pi * f * unit) for f in range(frequencies + 1)])
+    "cos(iπy)·cos(jπx), y and x from 0 to 1, i and j below `frequencies`, not both 0: frequencies² - 1 channels."
+    y, x = (linear_coordinates(height, width) + 1) / 2
+    waves = [(torch.cos(torch.pi * f * y), torch.cos(torch.pi * f * x)) for f in range(frequencies)]
+    return torch.stack([down * across for down, _ in waves for _, across in waves][1:])
 
 # %% ../nbs/01_core.ipynb #c017
 def seeded(*numbers: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -164,10 +165,13 @@ def chosen_device(name: str | None = None) -> str:
 # %% ../nbs/01_core.ipynb #c024
 @contextmanager
 def whole_file(path: str | Path):
-    "A temporary path that becomes `path` if the block succeeds, and vanishes if it does not."
-    path = Path(path)
+    """A temporary path that becomes `path` if the block succeeds, and vanishes if it does not. A symbolic
+    link stays one: the file that it leads to is written."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    _remove_left_over(path)
+    prefix = f".{path.name}.{_machine()}-{os.getpid()}."
+    handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -179,6 +183,18 @@ def whole_file(path: str | Path):
 def _umask() -> int:
     os.umask(now := os.umask(0))
     return now
+
+def _machine() -> str: return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+def _remove_left_over(path: Path) -> None:
+    "Remove what processes of this machine that no longer exist have begun to write for this path."
+    begin = f".{path.name}.{_machine()}-"
+    for part in path.parent.iterdir() if os.name == "posix" else ():
+        process, _, rest = part.name.removeprefix(begin).partition(".")
+        if not (part.name.startswith(begin) and process.isdecimal() and rest.endswith(".part")): continue
+        try: os.kill(int(process), 0)  # asks whether the process is there, and does nothing to it
+        except (ProcessLookupError, OverflowError): part.unlink(missing_ok=True)
+        except PermissionError: pass
 
 # %% ../nbs/01_core.ipynb #c025
 def write_json(path: str | Path, value) -> None:

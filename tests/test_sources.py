@@ -113,7 +113,8 @@ def scenes_of(tmp_path, mask, image=None):
 def test_labels_that_are_no_entities_are_refused(tmp_path, wrong):
     mask = np.zeros((2, 4, 6), np.asarray(wrong).dtype)
     mask[1, 2, 3], mask[0, 0, 0] = wrong, 1
-    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers from 0"): scenes_of(tmp_path, mask)
+    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers from 0"):
+        scenes_of(tmp_path, mask)
     assert not (tmp_path / "a.h5").exists()
 
 
@@ -166,9 +167,9 @@ def test_a_file_that_is_there_is_checked_like_one_that_came(tmp_path):
     assert (tmp_path / "t10k-images-idx3-ubyte.gz").read_bytes() == b"rubbish"
 
 
-def test_a_sheet_is_a_png_and_overwrites_nothing_else(tmp_path, capsys):
+def test_a_sheet_says_what_it_can_be_and_overwrites_nothing_else(tmp_path, capsys):
     scenes_of(tmp_path, None)
     (tmp_path / "x.png").write_bytes(b"mine")
     assert main(["data", "inspect", str(tmp_path / "a.h5"), "--sheet", str(tmp_path / "x.jpg")]) == 2
-    assert "--sheet: must end in .png" in capsys.readouterr().err
+    assert "must end in .png, .svg or .pdf" in capsys.readouterr().err
     assert (tmp_path / "x.png").read_bytes() == b"mine"

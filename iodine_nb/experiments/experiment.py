@@ -186,9 +186,13 @@ def build(x: Experiment, seed: int | None = None) -> nn.Module:
     return family_of(x.kind).model(x.model)
 
 def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1) -> SceneFile:
-    "A file of generated scenes to score on, made if it is not there."
+    "A file of generated scenes to score on, made if it is not there; ValueError if it holds others."
     if not path.exists(): x.generated().write(path, scenes, seed, "test")
-    return SceneFile(path)
+    file = SceneFile(path)
+    if (found := (len(file), file.attributes.get("seed"))) != (scenes, seed):
+        raise ValueError(f"{path}: holds {found[0]} scenes of seed {found[1]}, asked for are {scenes} of "
+                         f"seed {seed}; move it away, or choose another path")
+    return file
 
 # %% ../../nbs/24_experiment.ipynb #c014y
 def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1) -> dict[str, SceneFile]:

@@ -520,6 +520,7 @@ def _resized(v: UInt8[np.ndarray, "N H W *C"], size, nearest: bool) -> UInt8[np.
     made = [np.asarray(fit_picture(Image.fromarray(x), size, nearest, "stretch")) for x in flat]
     return np.stack(made).reshape(len(v), *size, *v.shape[3:]) if made else v[:, :size[0], :size[1]]
 
+# %% ../../nbs/04_data.ipynb #04d00008
 def crop_and_resize(s: Scenes,
                     crop: tuple[int, int, int, int] | None,  # rows from, to; columns from, to
                     size: tuple[int, int] | None) -> Scenes:  # height and width
@@ -546,6 +547,15 @@ def _chosen(parts: Iterable[Scenes], objects: int | None, at_least: int, skip: i
         if len(s := s[:int(min(left, len(s)))]): yield s
         if (left := left - len(s)) <= 0: return
 
+# %% ../../nbs/04_data.ipynb #04d00010
+def _after(parts: Iterable[Scenes], skip: int, what: str, progress: bool) -> Iterator[Scenes]:
+    "All but the first `skip` scenes, in parts, with a bar that counts them all."
+    seen, bar = 0, tqdm(unit=" scenes", desc=what, disable=not progress)
+    for s in parts:
+        bar.update(len(s))
+        seen += len(s)
+        yield s[max(0, len(s) - max(0, seen - skip)):]
+
 # %% ../../nbs/04_data.ipynb #c031
 def import_published(path: str | Path, out: str | Path, name: str,
                      objects: int | None = None,  # at most so many; 6 makes CLEVR6
@@ -558,13 +568,8 @@ def import_published(path: str | Path, out: str | Path, name: str,
     "Import a published TFRecord file into a scene file; return how many scenes it has."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     crop, size = (CLEVR_CROP, size or (128, 128)) if name == "clevr_with_masks" else (None, size)
-    def read():
-        bar = tqdm(unit=" scenes", desc=f"import {Path(path).name}", disable=not progress)
-        seen = 0
-        for s in read_published(path, name):
-            bar.update(len(s)); seen += len(s)
-            yield s[max(0, len(s) - max(0, seen - skip_before)):]
-    parts = (crop_and_resize(s, crop, size) for s in _chosen(read(), objects, at_least, skip, count))
+    read = _after(read_published(path, name), skip_before, f"import {Path(path).name}", progress)
+    parts = (crop_and_resize(s, crop, size) for s in _chosen(read, objects, at_least, skip, count))
     source = dict(file=Path(path).name, sha256=file_hash(path), objects=objects, at_least=at_least, skip=skip,
                   skip_before=skip_before)
     return save_scenes(out, parts, name, source, split)
@@ -587,6 +592,7 @@ def _eight_bits(im: Image.Image) -> Image.Image:
         raise ValueError(f"has mode {im.mode}, values from {v.min():g} to {v.max():g}; save it with 8 bits")
     return Image.fromarray((v / most * 255).round().astype(np.uint8))
 
+# %% ../../nbs/04_data.ipynb #04d00009
 def _on_black(im: Image.Image) -> Image.Image:
     "A picture without transparency: black shows through."
     if not im.has_transparency_data: return im
@@ -603,6 +609,7 @@ def _by_name(folder: str | Path) -> dict[str, Path]:
     if not found: raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURES)})")
     return found
 
+# %% ../../nbs/04_data.ipynb #04d00011
 def _read_mask(path: Path, size, fit: str, shape: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     "The mask of a picture of this shape, its values renumbered in their order."
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):

@@ -250,6 +250,7 @@ def _entities(v: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         raise ValueError(f"{where}: must be whole numbers from 0 (the background) to 255, are {found}")
     return v.astype(np.uint8)
 
+# %% ../../nbs/06_sources.ipynb #06d00002
 def _as_mask(v: np.ndarray, where: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n H W"]:
     "Masks as the index of the entity: from indices, or from a layer an entity, [N, E, H, W] or [N, H, W, E]."
     n, h, w = shape
@@ -264,6 +265,7 @@ def _as_mask(v: np.ndarray, where: str, shape: tuple[int, ...]) -> UInt8[np.ndar
     try: return np.stack([index_mask(m * (255 if layers.max() == 1 else 1)) for m in layers])
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
 
+# %% ../../nbs/06_sources.ipynb #06d00003
 def _as_factor(v: np.ndarray, where: str, entities: int) -> np.ndarray:
     "A factor with the entities as its second axis."
     of_one_thing = v.ndim == 1 or v.ndim == 2 and v.shape[1] != 2
@@ -467,18 +469,22 @@ def statistics(file: SceneFile, part: int = 1000) -> Statistics:
     return Statistics(np.concatenate(objects), np.concatenate(area), unseen, unsaid, colour)
 
 # %% ../../nbs/06_sources.ipynb #c036
+def _counted(file: SceneFile, s: Statistics) -> str:
+    "How many scenes have how many objects, where that is known."
+    if not (file.has_masks or "factors" in file.file): return "not known"
+    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(s.objects)) if k)
+    return f"{count}  (objects a scene: scenes)"
+
+# %% ../../nbs/06_sources.ipynb #06d00004
 def describe(file: SceneFile) -> str:
     "A page about a scene file."
     s, a = statistics(file), {"name": "?", "split": "?", "seed": -1, "source": "?"} | file.attributes
-    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(s.objects)) if k)
-    known = file.has_masks or "factors" in file.file
-    count = f"{count}  (objects a scene: scenes)" if known else "not known"
     masks = f"{s.unseen} objects without a pixel, {s.unsaid} masks of objects that are not said to be there"
     size = "{1}×{2}, {0} channel".format(*file.shape) + "s" * (file.shape[0] > 1)
     lines = [f"{file.path.name}: {len(file):,} scenes, {size}, {file.path.stat().st_size / 1e6:.1f} MB",
              f"  data set   {a['name']}, split {a['split']}, seed {'none' if a['seed'] < 0 else a['seed']}",
              f"  source     {a['source']}",
-             f"  objects    {count}",
+             f"  objects    {_counted(file, s)}",
              f"  colour     mean {', '.join(f'{v:.0f}' for v in s.colour)} of 255"]
     if len(s.area):
         shown = f"{s.area.min():.2%} to {s.area.max():.1%} of the picture, median {np.median(s.area):.1%}"

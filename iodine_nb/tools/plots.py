@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['SLOT_COLOURS', 'STYLE', 'CURVES', 'pics_folder', 'save', 'plot_scenes', 'plot_decomposition', 'plot_iterations',
-           'in_nats', 'plot_traversals', 'plot_curves']
+           'in_nats', 'plot_traversals', 'plot_curves', 'drag']
 
 # %% ../../nbs/18_plots.ipynb #c002
-import math, os
+import base64, html, io, json, math, os
 from functools import reduce
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML
 from jaxtyping import Float
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ..core import book_folder, whole_file
@@ -37,10 +39,12 @@ def pics_folder() -> Path | None:
     return book_folder() / "pics" if os.environ.get("IODINE_NB_BOOK") else None
 
 def save(figure: Figure, name: str, folder: Path | None = None) -> Path | None:
-    "Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`."
+    """Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`.
+    In a script, where nobody looks at it, it is closed."""
     if (folder := folder or pics_folder()) is None: return None
     with whole_file(path := folder / f"{name}.png") as p, plt.rc_context(STYLE):
         figure.savefig(p, format="png", metadata={"Software": None})
+    if not plt.isinteractive() and "inline" not in plt.get_backend(): plt.close(figure)
     return path
 
 # %% ../../nbs/18_plots.ipynb #c006
@@ -167,3 +171,22 @@ def _arm(ax, name: str, records: list[Record], quantity: str, colour: str) -> No
     values = np.stack([v[np.isin(s, steps)] for s, v in curves])
     ax.plot(steps, values.mean(0), color=colour, label=name, lw=1.3)
     if len(records) > 1: ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=.2, lw=0)
+
+# %% ../../nbs/18_plots.ipynb #c0172
+def drag(pictures: Float[Tensor, "N C H W"], labels: list[str], start: int = 0, size: int = 240) -> HTML:
+    "Pictures (values 0 to 1) with their labels, and a control that shows one at a time; `size` pixels wide."
+    if len(pictures) != len(labels):
+        raise ValueError(f"labels: there must be one for each of {len(pictures)} pictures, are {len(labels)}")
+    n, c, h, w = pictures.shape
+    strip = pictures.detach().float().clamp(0, 1).permute(2, 0, 3, 1).reshape(h, n * w, c).mul(255).round()
+    Image.fromarray(strip.byte().expand(-1, -1, 3).numpy()).save(png := io.BytesIO(), "png")
+    image, said = base64.b64encode(png.getvalue()).decode(), html.escape(json.dumps(labels), quote=True)
+    return HTML(
+        f'<div class="drag" style="width:{size}px;max-width:100%"><div role="img" style="height:0;'
+        f'padding-top:{100 * h / w:.2f}%;background:url(data:image/png;base64,{image}) '
+        f'{100 * start / max(1, n - 1):.3f}% 0/{100 * n}% 100%;image-rendering:pixelated"></div>'
+        f'<input type="range" style="width:100%" min="0" max="{n - 1}" value="{start}" data-labels="{said}" '
+        'aria-label="which picture is shown" oninput="const d=this.parentElement;'
+        "d.firstElementChild.style.backgroundPositionX=100*this.value/Math.max(1,this.max)+'%';"
+        'd.lastElementChild.textContent=JSON.parse(this.dataset.labels)[this.value]">'
+        f'<div>{html.escape(labels[start])}</div></div>')

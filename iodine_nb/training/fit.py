@@ -191,9 +191,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
         how = (f"; to go on from its weights with other settings, begin another run with --initial "
                f"{path.parent}" if d.startswith("training.") else "")
         raise ValueError(f"{path}: a checkpoint of another run: {d}{how}")
-    weights, moments = checkpoint_weights(tensors), _moments(tensors, model, path)
-    load_weights(model, weights, path)
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    load_weights(model, checkpoint_weights(tensors), path)
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": _moments(tensors, model, path)})
     return step
 
 # %% ../../nbs/17_training.ipynb #17a0c07a

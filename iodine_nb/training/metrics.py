@@ -99,7 +99,12 @@ SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 
 def segmentation_scores(true: Integer[Tensor, "B H W"],
                         predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
-    "ARI-FG, ARI and mIoU of every image."
+    "ARI-FG, ARI and mIoU of every image; ValueError unless labels are 0 or more and the shapes are the same."
+    if true.shape != predicted.shape:
+        raise ValueError(f"predicted: is {list(predicted.shape)}, the true labels are {list(true.shape)}")
+    for name, labels in (("true", true), ("predicted", predicted)):
+        if len(found := labels[(labels < 0) | (labels > 65_535)]):
+            raise ValueError(f"{name}: labels must be from 0 to 65,535, one is {int(found[0])}")
     table = contingency(true, predicted, int(true.max()) + 1, int(predicted.max()) + 1)
     return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table),
                 miou=mean_iou(table))

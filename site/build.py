@@ -1,0 +1,237 @@
+"""Build the site of the book from the committed notebooks and their outputs: site/build.py [folder, default _docs].
+
+Nothing is executed and nothing is fetched. The folder `source` in it is what Sphinx reads, `html` is the site."""
+import ast, base64, configparser, html, json, re, shutil, subprocess, sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(TOP / "settings.ini")
+HOME = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"]
+
+# The sidebar: parts, and the notebooks in each, by number. Every notebook stands in exactly one of them.
+PARTS = {
+    "A first look": [0, 5, 9],
+    "One latent": [50, 21, 22, 23],
+    "IODINE, idea by idea": [10, 11, 12, 13, 14, 15, 48, 49, 57],
+    "Training and scores": [16, 17, 18, 20, 24, 25],
+    "The log": [*range(30, 40)],
+    "Results": [*range(40, 48)],
+    "One latent on NORB": [8, *range(51, 57)],
+    "Variable length": [*range(60, 70)],
+    "Neighbours": [*range(70, 80)],
+    "Appendices": [1, 2, 3, 4, 6, 7, 19, 58],
+}
+
+
+def notebooks() -> dict[int, Path]:
+    "The book's notebooks by number."
+    return {int(p.name[:2]): p for p in sorted((TOP / "nbs").glob("[0-9][0-9]_*.ipynb"))}
+
+
+def parts() -> dict[str, list[Path]]:
+    "The notebooks of every part; ValueError names one that stands in none, or in two."
+    found, places = notebooks(), [n for numbers in PARTS.values() for n in numbers]
+    for n, path in found.items():
+        if places.count(n) != 1:
+            raise ValueError(f"PARTS: {path.name} stands in {places.count(n)} parts of the sidebar, must be in one")
+    return {part: [found[n] for n in numbers if n in found] for part, numbers in PARTS.items()}
+
+
+def markdown(source: str) -> str:
+    "Markdown of a notebook, with links that leave the folder of the notebooks mended."
+    return source.replace("](../CONTRIBUTING.md)", "](../contributing.md)").replace("](../README.md)", "](../index.md)")
+
+
+def alternative(cells: list[dict], i: int, heading: str) -> str:
+    "What to say in place of a figure: its caption, which is the emphasised text below it, else the heading above."
+    below = "".join(cells[i + 1]["source"]) if i + 1 < len(cells) and cells[i + 1]["cell_type"] == "markdown" else ""
+    caption = re.match(r"\*(?!\*)(.+?)\*(?:\n\n|$)", below.strip(), re.DOTALL)
+    text = caption[1] if caption else f"Figure in the section: {heading}"
+    return re.sub(r"\s+", " ", re.sub(r"[*`$\\{}]|\]\([^)]*\)|\[", "", text)).strip()[:300]
+
+
+def prepared(path: Path) -> dict:
+    "A notebook as the site shows it: without cells that are hidden, with directives as tags, with anchors."
+    book = json.loads(path.read_text())
+    cells, heading = [], path.stem
+    for i, cell in enumerate(book["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
+            cells.append({**cell, "source": markdown(source)})
+            continue
+        said = set(re.findall(r"^#\|\s*(\w[\w-]*)", source, re.MULTILINE))
+        if said & {"hide", "default_exp"} or not source.strip(): continue
+        tags = ["remove-input"] * ("echo" in said) + ["hide-input"] * ("code-fold" in said)
+        shown = {**cell, "source": re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE).strip("\n"), "metadata": {
+            "tags": tags, "mystnb": {"image": {"alt": alternative(book["cells"], i, heading)}}}}
+        if "export" in said:
+            cells.append({"cell_type": "markdown", "id": f"at-{cell['id']}", "metadata": {},
+                          "source": f'<span id="cell-{cell["id"]}"></span>'})
+        cells.append(shown)
+    lexer = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    return {**book, "cells": cells, "metadata": {**book["metadata"], **lexer}}
+
+
+def title(path: Path) -> str:
+    first = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown")
+    return "".join(first["source"]).splitlines()[0].lstrip("# ")
+
+
+def toctree(caption: str, entries: list[str]) -> str:
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```", ""])
+
+
+def index() -> str:
+    "The first page: the README, and the sidebar."
+    readme = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](book/\1)", (TOP / "README.md").read_text())
+    readme = readme.replace("](CONTRIBUTING.md)", "](contributing.md)")
+    readme = re.sub(r"\]\((?!https?:|book/|pics/|contributing|#)[^)]+\)", f"]({SETTINGS['DEFAULT']['git_url']})", readme)
+    trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths]) for part, paths in parts().items() if paths]
+    return "\n\n".join([readme, *trees, toctree("Reference", ["log", "api/index", "contributing"])])
+
+
+def name(path: Path) -> str:
+    "A notebook's title in the sidebar."
+    said = title(path)
+    return said[0].upper() + said[1:] if said.islower() else said
+
+
+# ---- the log
+
+def entries() -> list[dict]:
+    "Every dated entry of the log, newest first: date, title, notebook, first paragraphs, first picture."
+    found = []
+    for path in notebooks().values():
+        entry = None
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                for block in re.split(r"^(?=## )", source, flags=re.MULTILINE):
+                    if head := re.match(r"## (\d{4}-\d\d-\d\d) · (.+)\n?", block):
+                        entry = dict(date=head[1], title=head[2], path=path, text=block[head.end():], picture=None)
+                        found.append(entry)
+                    elif block.startswith("## "): entry = None
+            elif entry and not entry["picture"]:
+                pictures = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+                entry["picture"] = next(iter(pictures), None)
+    return sorted(found, key=lambda e: (e["date"], e["path"].name), reverse=True)
+
+
+def opening(text: str) -> str:
+    "The first paragraphs of an entry: up to the first list, table or code, and no more than about a hundred words."
+    kept, words = [], 0
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        if not paragraph or re.match(r"[|*\-#]\s|\||```|\d\.", paragraph) or words > 60: break
+        kept.append(paragraph); words += len(paragraph.split())
+    return "\n\n".join(kept)
+
+
+def log_page(folder: Path) -> str:
+    "The diary: every entry's opening and first picture, newest first."
+    (folder / "log_pictures").mkdir()
+    lines = ["# The log", "", "Every dated entry of the book, newest first, as it begins, with its first figure. "
+             "The <a href=\"log.xml\">feed</a> tells a reader of feeds about new ones.", ""]
+    for i, e in enumerate(entries()):
+        link = f"book/{e['path'].name}"
+        lines += [f"## {e['title']}", "", f"{e['date']} · [the whole entry]({link})", "",
+                  re.sub(r"\]\((\w+\.ipynb)", r"](book/\1", markdown(opening(e["text"]))), ""]
+        if e["picture"]:
+            (folder / f"log_pictures/{i}.png").write_bytes(base64.b64decode(e["picture"]))
+            lines += [f"![First figure of the entry: {e['title']}](log_pictures/{i}.png)", ""]
+    return "\n".join(lines)
+
+
+def feed() -> bytes:
+    "The log as an Atom feed (RFC 4287)."
+    space = "http://www.w3.org/2005/Atom"
+    ET.register_namespace("", space)
+    root = ET.Element(f"{{{space}}}feed")
+    def add(parent, tag, text=None, **attributes):
+        element = ET.SubElement(parent, f"{{{space}}}{tag}", attributes)
+        element.text = text
+        return element
+    found = entries()
+    add(root, "title", "The log of iodine_nb"); add(root, "id", f"{HOME}/log.html")
+    add(root, "updated", f"{found[0]['date']}T00:00:00Z"); add(root, "link", href=f"{HOME}/log.xml", rel="self")
+    add(add(root, "author"), "name", SETTINGS["DEFAULT"]["author"])
+    for e in found:
+        page = f"{HOME}/book/{e['path'].stem}.html#{anchor(e['date'] + ' · ' + e['title'])}"
+        entry = add(root, "entry")
+        add(entry, "title", e["title"]); add(entry, "id", page); add(entry, "updated", f"{e['date']}T00:00:00Z")
+        add(entry, "link", href=page); add(entry, "summary", opening(e["text"]))
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def anchor(heading: str) -> str:
+    "The name that MyST gives to a heading, as GitHub does."
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# ---- the reference
+
+def signature(node: ast.AST) -> str:
+    if isinstance(node, ast.ClassDef): return f"class {node.name}({', '.join(map(ast.unparse, node.bases))})"
+    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"{node.name}({ast.unparse(node.args)}){result}"
+
+
+def public(node: ast.AST) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+
+
+def described(node: ast.AST, source: str) -> list[str]:
+    "One function or class: its name, signature and docstring, and where it is made."
+    where = source[:source.find(ast.get_source_segment(source, node))]
+    notebook, cell = re.findall(r"^# %% (?:\.\./)+nbs/(\w+)\.ipynb #(\w+)", where, re.MULTILINE)[-1]
+    said = html.escape(ast.get_docstring(node) or "", quote=False)
+    fields = [f"    {ast.unparse(n)}" for n in node.body if isinstance(n, ast.AnnAssign)] \
+        if isinstance(node, ast.ClassDef) else []
+    methods = [n for n in getattr(node, "body", []) if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    lines = [f"## {node.name}", "", "```python", signature(node), *fields, "```", "", said, "",
+             f'<a class="cell-link" href="../book/{notebook}.html#cell-{cell}">the cell that makes it, in {notebook}</a>', ""]
+    for m in methods:
+        lines += [f"* `{signature(m)}`: {html.escape(ast.get_docstring(m) or '', quote=False).splitlines()[0]}"
+                  if ast.get_docstring(m) else f"* `{signature(m)}`"]
+    return [*lines, ""]
+
+
+def api(folder: Path) -> None:
+    "A page for every module, from its docstrings; the modules are read, not imported."
+    folder.mkdir()
+    pages = []
+    for path in sorted((TOP / "iodine_nb").rglob("*.py")):
+        if path.name.startswith("_"): continue
+        module, source = ".".join(path.relative_to(TOP).with_suffix("").parts), path.read_text()
+        if "# %% " not in source: continue
+        tree = ast.parse(source)
+        lines = [f"# {module}", "", ast.get_docstring(tree) or "", ""]
+        for node in filter(public, tree.body): lines += described(node, source)
+        (folder / f"{module}.md").write_text("\n".join(lines))
+        pages.append(module)
+    links = "\n".join(f"* [{p}]({p}.md)" for p in pages)
+    (folder / "index.md").write_text(
+        f"# The library\n\nEvery function and class, from its docstring, with a link to the cell that makes it.\n\n"
+        f"{links}\n\n" + toctree("Modules", pages))
+
+
+def build(out: Path) -> None:
+    source, site = out / "source", out / "html"
+    shutil.rmtree(out, ignore_errors=True)
+    (source / "book").mkdir(parents=True)
+    for path in notebooks().values(): (source / "book" / path.name).write_text(json.dumps(prepared(path)))
+    shutil.copytree(TOP / "pics", source / "pics")
+    (source / "index.md").write_text(index())
+    contributing = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](book/\1)", (TOP / "CONTRIBUTING.md").read_text())
+    (source / "contributing.md").write_text(contributing)
+    (source / "log.md").write_text(log_page(source))
+    api(source / "api")
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", TOP / "site", "-d", out / "doctrees",
+                    source, site], check=True)
+    (site / "log.xml").write_bytes(feed())
+    print(f"open {site / 'index.html'}")
+
+
+if __name__ == "__main__": build(Path(sys.argv[1] if len(sys.argv) > 1 else TOP / "_docs"))
