@@ -17,8 +17,8 @@ PARTS = {
     "IODINE, idea by idea": [10, 11, 12, 13, 14, 15, 48, 49, 57],
     "Training and scores": [16, 17, 18, 20, 24, 25],
     "The log": [*range(30, 40)],
-    "Results": [*range(40, 48)],
-    "One latent on NORB": [8, *range(51, 57)],
+    "Results": [*range(40, 48), 56],
+    "One latent on NORB": [8, *range(51, 56)],
     "Variable length": [*range(60, 70)],
     "Neighbours": [*range(70, 80)],
     "Appendices": [1, 2, 3, 4, 6, 7, 19, 58],
@@ -60,6 +60,7 @@ def prepared(path: Path) -> dict:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
+            if cells: source = re.sub(r"^# ", "## ", source, flags=re.MULTILINE)  # a page has one title
             cells.append({**cell, "source": markdown(source)})
             continue
         said = set(re.findall(r"^#\|\s*(\w[\w-]*)", source, re.MULTILINE))
