@@ -28,8 +28,9 @@ lint: .venv/ready
 explore: .venv/ready
 	$(BIN)/iodine-nb explore
 
+# make lab OPTIONS="--no-browser --ip 0.0.0.0"; terminals in it have the environment, and a container's root may start it
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/00_contents.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(OPTIONS) nbs/00_contents.ipynb
 
 book: .venv/ready
 	IODINE_NB_BOOK=1 $(BIN)/python tests/run_notebooks.py $(NOTEBOOKS)

@@ -6,11 +6,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from crc32c import crc32c
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from iodine_nb.scenes.format import (PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes,
-                                     import_folder, import_published, save_scenes)
+                                     crop_and_resize, import_folder, import_published, save_scenes)
 from iodine_nb.scenes.sprites import tetrominoes
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,10 +32,17 @@ def blob(values): return message(1, message(1, bytes(int(v) for v in values)))
 def float_list(values): return message(2, message(1, b"".join(struct.pack("<f", v) for v in values)))
 
 
+def checksum(data):
+    "TensorFlow's: CRC-32C turned right by 15 bits, plus a constant."
+    turned = crc32c(data) >> 15 | crc32c(data) << 17 & 0xFFFFFFFF
+    return struct.pack("<I", (turned + 0xA282EAD8) % 2**32)
+
+
 def record(features):
     entries = b"".join(message(1, message(1, k.encode()) + message(2, v)) for k, v in features.items())
     data = message(1, entries)
-    return struct.pack("<Q", len(data)) + b"crc." + data + b"crc."
+    length = struct.pack("<Q", len(data))
+    return length + checksum(length) + data + checksum(data)
 
 
 def example(layout, rng, objects=2, one_blob=False):
@@ -124,9 +133,10 @@ def test_skip_and_count(tmp_path):
     rng = np.random.default_rng(0)
     made = [example(PUBLISHED["tetrominoes"], rng) for _ in range(7)]
     (tmp_path / "t.tfrecords").write_bytes(b"".join(record(m[0]) for m in made))  # not gzipped: read as well
-    assert import_published(tmp_path / "t.tfrecords", tmp_path / "t.h5", "tetrominoes", skip=2, count=3,
-                            progress=False) == 3
-    assert (SceneFile(tmp_path / "t.h5")[:].image == np.stack([m[1] for m in made[2:5]])).all()
+    for how in (dict(skip=2), dict(skip_before=2), dict(skip=1, skip_before=1)):
+        assert import_published(tmp_path / "t.tfrecords", tmp_path / "t.h5", "tetrominoes", **how, count=3,
+                                progress=False) == 3
+        assert (SceneFile(tmp_path / "t.h5")[:].image == np.stack([m[1] for m in made[2:5]])).all()
 
 
 @quick
@@ -301,9 +311,120 @@ def test_folder_masks(tmp_path):
     read = SceneFile(tmp_path / "f.h5")[:]
     assert read.mask[:, 0].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 1, 1]]
     assert read.visibility.tolist() == [[True, True, True], [True, True, False]]
-    Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(tmp_path / "m/1.png")
-    with pytest.raises(ValueError, match="1.png.*one channel"):
-        import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
     Image.fromarray(np.zeros((5, 9), np.uint8)).save(tmp_path / "m/1.png")
     with pytest.raises(ValueError, match="1.png.*mask is"):
         import_folder(tmp_path / "p", tmp_path / "g.h5", tmp_path / "m", progress=False)
+
+
+def folders(tmp_path, masks):
+    "A folder of black pictures and one of these masks, name -> picture."
+    (tmp_path / "p").mkdir(); (tmp_path / "m").mkdir()
+    for name, mask in masks.items():
+        Image.new("RGB", mask.size).save(tmp_path / f"p/{name.split('.')[0]}.png")
+        mask.save(tmp_path / f"m/{name}")
+    return tmp_path / "p", tmp_path / "f.h5", tmp_path / "m"
+
+
+def test_coloured_masks_and_masks_of_16_bits(tmp_path):
+    red, deep = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)
+    red[0], red[1], deep[2], deep[3] = (255, 0, 0), (0, 255, 0), 300, 4000
+    how = folders(tmp_path, {"0.png": Image.fromarray(red), "1.png": Image.fromarray(deep)})
+    import_folder(*how, progress=False)
+    assert SceneFile(how[1])[:].mask[:, :, 0].tolist() == [[2, 1, 0, 0], [0, 0, 1, 2]]
+
+
+def test_masks_that_lost_their_objects_or_gained_some_are_refused(tmp_path):
+    square = np.zeros((32, 32), np.uint8)
+    square[8:20, 8:20] = 200
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    for i, (name, mask, why) in enumerate([
+            ("0.png", square // 255, "no mask holds an object"), ("0.jpg", square, "stored without loss"),
+            ("0.png", noise, "values or colours")]):
+        (tmp_path / str(i)).mkdir()
+        how = folders(tmp_path / str(i), {name: Image.fromarray(mask)})
+        with pytest.raises(ValueError, match=why): import_folder(*how, progress=False)
+        assert not how[1].exists()
+
+
+def test_pictures_that_would_fill_the_memory_are_refused_or_read_small(tmp_path, monkeypatch):
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (30_000, 10)).save(tmp_path / "p/long.png")
+    for fit in ("crop", "stretch", "pad"):
+        import_folder(tmp_path / "p", tmp_path / "f.h5", size=(8, 8), fit=fit, progress=False)
+        assert SceneFile(tmp_path / "f.h5").shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="size: height and width must be at least 1"):
+        import_folder(tmp_path / "p", tmp_path / "g.h5", size=(0, 0), progress=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="long.png: not a picture that can be read"):
+        import_folder(tmp_path / "p", tmp_path / "g.h5", size=(8, 8), progress=False)
+
+
+def test_a_flipped_bit_of_a_record_is_seen(tmp_path):
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
+    whole = record(example(PUBLISHED["tetrominoes"], np.random.default_rng(0))[0])
+    for at in (3, 9, 500, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        (tmp_path / "t").write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged or cut short after 0 records.*checksum"):
+            import_published(tmp_path / "t", tmp_path / "out.h5", "tetrominoes", progress=False)
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    import shutil
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(OSError, match="s.h5: the next scenes may need 1 MB"):
+        save_scenes(tmp_path / "s.h5", tetrominoes(20, np.random.default_rng(0)), "t", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_of_other_files_are_not_shown(tmp_path):
+    save_scenes(tmp_path / "s.h5", tetrominoes(4, np.random.default_rng(0)), "t", {})
+    (tmp_path / "secret").write_bytes(bytes(range(48)))
+    for name in ("external", "linked", "virtual"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as f:
+            f["visibility"] = np.ones((1, 1), bool)
+            if name == "external":
+                there = [(str(tmp_path / "secret"), 0, 48)]
+                f.create_dataset("image", (1, 4, 4, 3), np.uint8, external=there)
+            if name == "linked": f["image"] = h5py.ExternalLink(str(tmp_path / "s.h5"), "image")
+            if name == "virtual":
+                layout = h5py.VirtualLayout((4, 35, 35, 3), np.uint8)
+                layout[:] = h5py.VirtualSource(str(tmp_path / "s.h5"), "image", (4, 35, 35, 3))
+                f.create_virtual_dataset("image", layout)
+        with pytest.raises(ValueError, match=f"{name}.h5: the values of image lie in another file"):
+            SceneFile(tmp_path / f"{name}.h5")
+
+
+def test_a_scene_file_is_a_dataset_of_pytorch(tmp_path):
+    made = tetrominoes(10, np.random.default_rng(0))
+    save_scenes(tmp_path / "s.h5", made, "t", {})
+    file = SceneFile(tmp_path / "s.h5")
+    seen = torch.cat([b["image"] for b in DataLoader(file, batch_size=4, num_workers=2)])
+    assert torch.equal((seen * 255).round().byte(), torch.from_numpy(made.image).movedim(-1, 1))
+    assert torch.equal(file[-1]["mask"], torch.from_numpy(made.mask[-1])) and len(list(file)) == 10
+    assert (file[[7, 0, 7, -1]].mask == made.mask[[7, 0, 7, 9]]).all() and len(file[[]]) == 0
+    with pytest.raises(IndexError, match="no scene 10 of 10"): file[10]
+
+
+def test_splits_and_runs_have_scenes_of_their_own(tmp_path):
+    source, scenes = Generated(tetrominoes, "tetrominoes"), []
+    for split in ("train", "validation", "test"):
+        source.write(tmp_path / f"{split}.h5", 32, 1, split)
+        scenes.append(SceneFile(tmp_path / f"{split}.h5")[:].image)
+    drawn = (source.loader(32, 1, "cpu").batch(0).image * 255).round().byte().movedim(1, -1).numpy()
+    for i, one in enumerate([*scenes, drawn]):
+        assert all((one != other).any() for other in [*scenes, drawn][:i])
+    assert (scenes[2] == tetrominoes(32, np.random.default_rng(1)).image).all()  # as it always was
+
+
+def test_thin_lines_grow_faint_and_do_not_vanish(tmp_path):
+    (tmp_path / "p").mkdir()
+    picture = np.zeros((192, 192, 3), np.uint8)
+    picture[:, 97:99] = 255
+    Image.fromarray(picture).save(tmp_path / "p/0.png")
+    import_folder(tmp_path / "p", tmp_path / "f.h5", size=(32, 32), progress=False)
+    small = crop_and_resize(Scenes(picture[None], None, np.ones((1, 1), bool)), None, (32, 32))
+    assert (SceneFile(tmp_path / "f.h5")[:].image == small.image).all()
+    assert small.image[0].astype(int).sum(1).mean() == pytest.approx(255 * 2 / 6, rel=.05)

@@ -178,10 +178,10 @@ def test_descent_leads_down_and_refuses_less_than_none():
                                   descent=40, generator=seeded(0))
     assert lower.loss.mean() < .8 * last.loss.mean()
     with pytest.raises(ValueError, match="descent at least 0, are 2, 1, 2 and -1"):
-        model.infer(torch.rand(1, 3, 6, 6), descent=-1)
+        model.infer(torch.rand(1, 3, 6, 6).double(), descent=-1)
     with pytest.raises(ValueError,
                        match="kl_weight must be at least 0 and sigma_factor above 0, are -1.0 and 1.0"):
-        model.infer(torch.rand(1, 3, 6, 6), kl_weight=-1.)
+        model.infer(torch.rand(1, 3, 6, 6).double(), kl_weight=-1.)
     with pytest.raises(ValueError, match="kl_weight: must be at least 0, is -0.1"):
         IODINEConfig(kl_weight=-.1)
 
@@ -194,3 +194,19 @@ def test_explanation_asks_the_pixel():
     e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means,
         mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
     assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())
+
+
+# the paper's five, through which "gradients are not propagated" (appendix B)
+CUT = {"means_gradient", "mask_gradient", "pixel_likelihood", "leave_one_out", "posterior_gradient"}
+
+
+@pytest.mark.parametrize("name", [n for n in INPUTS if n != "coordinates"])
+def test_five_inputs_are_data_and_the_others_carry_gradients(name):
+    config = IODINEConfig((3, 6, 6), 3, 3, normalisation="none", decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=4, mlp=(4,)))
+    model = build(config)
+    image, noise = draws(model, config)
+    image.requires_grad_()
+    e = model.evaluate(image, model.start(2, 3, None), noise[0])
+    g = [v.requires_grad_() for v in model.gradients(e, keep_graph=True)]
+    assert model.inputs.one(name, model.state(image, e, g)).requires_grad == (name not in CUT)

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from iodine_nb.cli import main
 from iodine_nb.scenes.format import SceneFile
-from iodine_nb.scenes.sources import (describe, import_arrays, import_idx, other_kind, read_idx,
+from iodine_nb.scenes.sources import (describe, fetch, import_arrays, import_idx, other_kind, read_idx,
                                       read_norb_matrix, write_norb_matrix)
 from iodine_nb.scenes.sprites import multi_dsprites
 
@@ -36,7 +36,7 @@ def test_random_bytes_end_in_a_sentence(tmp_path, noise, begin, zipped):
                  lambda p: import_idx(p, tmp_path / "out.h5")):
         try: read(path)
         except ValueError as e: assert "noise" in str(e)
-    try: assert other_kind(path) is None or other_kind(path)
+    try: assert other_kind(path), "no noise is a scene file"
     except ValueError as e: assert "noise" in str(e)
     assert main(["data", "inspect", str(path)]) == 2
 
@@ -99,3 +99,77 @@ def test_every_generator_from_the_command_line(tmp_path, line, capsys):
     a, b = SceneFile(tmp_path / "a.h5"), SceneFile(tmp_path / "b.h5")
     assert len(a) == 3 and (a[:].image == b[:].image).all() and a.attributes["seed"] == 5
     assert main(["data", "inspect", f"{tmp_path}/a.h5"]) == 0 and "3 scenes" in capsys.readouterr().out
+
+
+def scenes_of(tmp_path, mask, image=None):
+    "What arrays with this mask are imported as."
+    image = np.zeros((2, 4, 6, 3), np.uint8) if image is None else image
+    np.savez(tmp_path / "a.npz", image=image, **({} if mask is None else {"mask": mask}))
+    import_arrays(tmp_path / "a.npz", tmp_path / "a.h5", "image", None if mask is None else "mask")
+    return SceneFile(tmp_path / "a.h5")[:]
+
+
+@pytest.mark.parametrize("wrong", [256, -1, .5, np.nan])
+def test_labels_that_are_no_entities_are_refused(tmp_path, wrong):
+    mask = np.zeros((2, 4, 6), np.asarray(wrong).dtype)
+    mask[1, 2, 3], mask[0, 0, 0] = wrong, 1
+    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers from 0"):
+        scenes_of(tmp_path, mask)
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_soft_layers_and_masks_without_an_object_are_refused(tmp_path):
+    layers = np.full((2, 3, 4, 6), 1 / 3)
+    with pytest.raises(ValueError, match="a.npz: mask: must be whole numbers"): scenes_of(tmp_path, layers)
+    with pytest.raises(ValueError, match="a.npz: mask: mask: every pixel must belong"):
+        scenes_of(tmp_path, np.zeros((2, 3, 4, 6), np.uint8))
+    with pytest.raises(ValueError, match="a.npz: mask: no mask holds an object"):
+        scenes_of(tmp_path, layers.astype(int)[:, 0])
+
+
+def test_masks_as_models_have_them(tmp_path):
+    index = np.random.default_rng(0).integers(0, 3, (2, 4, 6))
+    layers = index[:, None] == np.arange(3)[:, None, None]
+    for mask in (index, index[:, None], index[..., None], layers, layers[:, :, None], layers[..., None] * 255,
+                 np.moveaxis(layers, 1, -1), index.astype(float)):
+        assert (scenes_of(tmp_path, mask).mask == index).all(), mask.shape
+
+
+def test_what_white_is(tmp_path):
+    deep = np.full((2, 4, 6), 65535, np.uint16)
+    assert (scenes_of(tmp_path, None, deep).image == 255).all()
+    np.save(tmp_path / "b.npy", np.full((2, 4, 6), .2, np.float32))
+    import_arrays(tmp_path / "b.npy", tmp_path / "b.h5", "array")
+    assert (SceneFile(tmp_path / "b.h5")[:].image == 51).all()
+    assert "objects    not known" in describe(SceneFile(tmp_path / "b.h5"))
+    with pytest.raises(ValueError, match="a.npz: image: 16 bits, but no value above 255"):
+        scenes_of(tmp_path, None, deep // 257)
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    from iodine_nb.scenes import sources
+    monkeypatch.setattr(sources, "_MOST", 2000)
+    big = np.zeros((3000,), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", image=big)
+    (tmp_path / "i.gz").write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 3000) + bytes(3000)))
+    write_norb_matrix(tmp_path / "n.gz", big)
+    for read, name in ((lambda: import_arrays(tmp_path / "a.npz", tmp_path / "o.h5", "image"), "a.npz"),
+                       (lambda: read_idx(tmp_path / "i.gz"), "i.gz"),
+                       (lambda: read_norb_matrix(tmp_path / "n.gz"), "n.gz")):
+        with pytest.raises(ValueError, match=f"{name}: would unpack to"): read()
+
+
+def test_a_file_that_is_there_is_checked_like_one_that_came(tmp_path):
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"rubbish")
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz: has 7 bytes, should have 1,648,877"):
+        fetch("mnist_test", tmp_path)
+    assert (tmp_path / "t10k-images-idx3-ubyte.gz").read_bytes() == b"rubbish"
+
+
+def test_a_sheet_says_what_it_can_be_and_overwrites_nothing_else(tmp_path, capsys):
+    scenes_of(tmp_path, None)
+    (tmp_path / "x.png").write_bytes(b"mine")
+    assert main(["data", "inspect", str(tmp_path / "a.h5"), "--sheet", str(tmp_path / "x.jpg")]) == 2
+    assert "must end in .png, .svg or .pdf" in capsys.readouterr().err
+    assert (tmp_path / "x.png").read_bytes() == b"mine"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iodine_nb.scenes.format import _epoch_order
 from iodine_nb.training import fit as training
 from iodine_nb.models.iodine import IODINE
 from iodine_nb.experiments.experiment import Experiment, experiment_of, export_weights, load_model
@@ -208,7 +209,7 @@ def test_a_model_of_twenty_lines_is_trained_stopped_resumed_scored_saved_and_loa
     a, b = load_file(whole.checkpoint), load_file(parts.checkpoint)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     steps, held_out = whole.curve("held_out_loss")
-    assert list(steps) == [10, 20, 30, 40] and held_out[-1] < held_out[0]
+    assert list(steps) == [5, 10, 20, 30, 40] and held_out[-1] < held_out[0]
     assert list(whole.curve("kl_weight")[1][:2]) == [4 / 20, 9 / 20]
     loaded = SmallVAE()
     load_weights(loaded, checkpoint_weights(a), whole.checkpoint)
@@ -265,3 +266,15 @@ def test_the_record_says_what_ran(tmp_path, data):
 
 def test_presets_survive_json():
     for p in presets().values(): assert Experiment.from_dict(json.loads(json.dumps(p.to_dict()))) == p
+
+
+def test_scenes_that_stream_are_shuffled_within_and_among_windows():
+    orders = [_epoch_order(100, 20, 0, epoch).view(5, 20) for epoch in range(4)]
+    for order in orders:
+        assert torch.equal(order.flatten().sort().values, torch.arange(100))
+        for window in order // 20: assert (window == window[0]).all()  # one after the other
+        assert all((row.diff() < 0).any() for row in order)
+    firsts = {tuple((order[:, 0] // 20).tolist()) for order in orders}
+    assert len(firsts) > 1 and any(list(f) != sorted(f) for f in firsts)
+    within = {tuple(row.tolist()) for order in orders for row in order if row[0] < 20}
+    assert len(within) == 4  # in another order every time

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from iodine_nb.cli import OPENING
+
 TOP = Path(__file__).parent.parent
 # as pyproject.toml says
-PACKED = ("desk", "framed_sprites", "muon_clevr", "iterative_blind", "iterative_plane")
+PACKED = ("desk", "framed_sprites", "muon_clevr", "attention_tetrominoes", "iterative_blind",
+          "iterative_plane")
 
 
 def run(*command, cwd: Path, **variables) -> str:
@@ -75,3 +78,11 @@ def test_the_command_line_scores_them(installed, tmp_path):
 def test_the_explorer_is_there(installed, tmp_path):
     said = python(installed, tmp_path, installed / "bin/iodine-nb", "explore", "--help")
     assert "usage: iodine-nb explore" in said
+
+
+def test_it_writes_the_page(installed, tmp_path):
+    "With weights that travel; every model that the page opens with does."
+    said = python(installed, tmp_path, installed / "bin/iodine-nb", "explore", "desk", "--no-browser",
+                  "--out", "page.html")
+    assert said.startswith(str(tmp_path / "page.html")) and "weights-desk" in (tmp_path / "page.html").read_text()
+    assert set(OPENING) <= set(PACKED)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FIELDS', 'kinds', 'family_of', 'class_named', 'arguments_of', 'family_of_class', 'options_in', 'generated_scenes',
            'Experiment', 'upgraded', 'experiment_of', 'experiment_with', 'fitted', 'build', 'held_out_scenes',
-           'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'save_weights', 'card_of',
-           'load_model', 'begin_with', 'export_weights', 'card_file', 'made_by_us', 'scenes_of']
+           'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'weights_in', 'save_weights',
+           'card_of', 'load_model', 'check_size', 'begin_with', 'export_weights', 'card_file', 'made_by_us',
+           'scenes_of']
 
 # %% ../../nbs/24_experiment.ipynb #c002
 import importlib, inspect, json, os, pkgutil, sys, typing
@@ -28,8 +29,8 @@ from ..scenes.clevr import Look, clevr
 from ..scenes.format import Generated, SceneFile
 from ..scenes.norb import SPLITS, toy_scenes
 from ..scenes.sprites import SCHEMES, TEXTURES, multi_dsprites, single_dsprites, tetrominoes
-from ..training.fit import (
-    Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights, open_tensors)
+from ..training.fit import (Ramp, Record, TrainingConfig, checkpoint_weights, fit, load_weights,
+                                    matched, open_tensors, plain_tensors, read_header)
 from ..training.metrics import decomposition_scores, evaluate, loss_scores
 
 # %% ../../nbs/24_experiment.ipynb #c005
@@ -185,9 +186,13 @@ def build(x: Experiment, seed: int | None = None) -> nn.Module:
     return family_of(x.kind).model(x.model)
 
 def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1) -> SceneFile:
-    "A file of generated scenes to score on, made if it is not there."
+    "A file of generated scenes to score on, made if it is not there; ValueError if it holds others."
     if not path.exists(): x.generated().write(path, scenes, seed, "test")
-    return SceneFile(path)
+    file = SceneFile(path)
+    if (found := (len(file), file.attributes.get("seed"))) != (scenes, seed):
+        raise ValueError(f"{path}: holds {found[0]} scenes of seed {found[1]}, asked for are {scenes} of "
+                         f"seed {seed}; move it away, or choose another path")
+    return file
 
 # %% ../../nbs/24_experiment.ipynb #c014y
 def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1) -> dict[str, SceneFile]:
@@ -206,7 +211,7 @@ def held_out_files(x: Experiment, folder: Path, scenes: int = 320, seed: int = 1
 def train(x: Experiment, run: str | Path, data: SceneFile | Generated | None = None,
           held_out: SceneFile | None = None, initial: str | None = None, progress: bool = True) -> Record:
     """Train an experiment, or go on with it if the folder `run` holds its checkpoint. `data`: scenes are
-    generated if there is no file; `initial`: the name of weights to begin with. Errors are those of `fit`."""
+    generated if there is no file; `initial`: weights to begin with, or a run. Errors are those of `fit`."""
     model, about = build(x, x.training.seed), x.to_dict()
     if hasattr(model, "prepare") and not Record(run).checkpoint.exists(): model.prepare(data or x.generated())
     if initial: about |= {"initial": begin_with(model, initial)}
@@ -231,29 +236,37 @@ def weights_folders() -> list[Path]:
     return [*own, book_folder() / "data" / "weights", *packed]
 
 def weights_path(name: str | Path) -> Path:
-    """The file of weights by their name, or a .safetensors file as it is; ValueError lists the names there
-    are."""
+    """The file of weights by their name, a .safetensors file as it is, or the checkpoint in a run's folder;
+    ValueError lists the names there are."""
     path, folders = Path(name), weights_folders()
+    if (checkpoint := Record(path).checkpoint).is_file(): return checkpoint
     if path.suffix == ".safetensors" and path.is_file(): return path
     for folder in folders:
         if (path := folder / f"{name}.safetensors").is_file(): return path
     there = sorted({p.stem for folder in folders for p in folder.glob("*.safetensors")})
     raise ValueError(f"{name}: no such weights; there are {', '.join(there) or 'none'}; "
-                     "or give the path of a .safetensors file")
+                     "or give the path of a .safetensors file or of a run's folder")
+
+# %% ../../nbs/24_experiment.ipynb #c016y
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    "The weights in a file, which may be a checkpoint."
+    tensors, header = open_tensors(path)
+    return checkpoint_weights(tensors) if "step" in header else tensors
 
 # %% ../../nbs/24_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
     "Write weights and, beside them, their card."
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole_file(path) as p: save_file(tensors, p)
+    with whole_file(path) as p: save_file(plain_tensors(model), p)
     write_json(Path(path).with_suffix(".json"), card)
 
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
     """The experiment that weights come from, and the rest of their card; ValueError names what is wrong with
     it."""
+    if (config := Path(name) / "config.json").is_file(): return experiment_of(read := read_json(config)), read
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
-        raise ValueError(f"{path}: missing; weights need this file beside them, which describes the model")
+        raise ValueError(f"{path}: missing; weights need this file beside them, their card, which describes "
+                         "the model (for a run, give its folder)")
     card = read_json(path)
     if not isinstance(card, dict) or "preset" not in card:
         raise ValueError(f"{path}: has no field 'preset', so the model cannot be built")
@@ -262,17 +275,29 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 
 # %% ../../nbs/24_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
-    "A model in evaluation mode and its card, by the name of weights or the path of a .safetensors file."
+    "A model in evaluation mode and its card, by the name of weights, a .safetensors file or a run's folder."
     x, card = card_of(name)
-    load_weights(model := build(x), open_tensors(path := weights_path(name))[0], path)
+    check_size(x, weights := weights_in(path := weights_path(name)), path)
+    load_weights(model := build(x), weights, path)
     return model.eval(), card
+
+def check_size(x: Experiment, weights: dict[str, torch.Tensor], path: Path) -> None:
+    "ValueError if weights are not those of this experiment's model, before it takes any memory."
+    try:
+        with torch.device("meta"): model = build(x)
+    except (NotImplementedError, RuntimeError, TypeError): return  # its constructor computes with weights
+    matched(model, weights, path)
+    if (size := sum(b.nbytes for b in model.buffers())) > 2**31:
+        raise ValueError(f"{path}: its card describes a model that needs {size / 2**30:.0f} GiB beside its "
+                         "weights; model.image is likely wrong")
 
 # %% ../../nbs/24_experiment.ipynb #c018
 def begin_with(model: nn.Module, name: str | Path) -> dict:
     "Load weights into a new model, for training to go on from; what they are, for the record."
     path = weights_path(name)
-    load_weights(model, open_tensors(path)[0], path)
-    return {"weights": path.name, "sha256": file_hash(path)}
+    load_weights(model, weights_in(path), path)
+    name = f"{path.parent.name}/{path.name}" if path == Record(path.parent).checkpoint else path.name
+    return {"weights": name, "sha256": file_hash(path)}
 
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
@@ -280,8 +305,9 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
     config, (tensors, header) = read_json(record.path / "config.json"), open_tensors(record.checkpoint)
     x = experiment_of(config)
     load_weights(model := build(x), checkpoint_weights(tensors), record.checkpoint)
-    card = {"preset": x.to_dict(), "data_file": config["data_file"], "steps": int(header["step"]),
-            "seed": x.training.seed, "machine": config["machine"], "scores": scores or {}}
+    card = {"preset": x.to_dict(), "data_file": config["data_file"],
+            "steps": read_header(record.checkpoint, header)[0], "seed": x.training.seed,
+            "machine": config["machine"], "scores": scores or {}}
     card |= {k: config[k] for k in ("initial", "files", "held_out_file") if k in config}
     save_weights(path, model, card)
     return card
@@ -300,6 +326,7 @@ def made_by_us(x: Experiment, about: dict) -> bool:
     source = json.loads(about.get("source") or "{}") if "generator" not in about else about
     return bool({"generator", "made_by"} & set(source)) and x.data.startswith(about.get("name", x.data))
 
+# %% ../../nbs/24_experiment.ipynb #c0232b
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
               scenes: int = 320) -> dict[str, SceneFile]:
     """The scenes that weights belong to, by what they are: those of the file `data`, if it is given; the file

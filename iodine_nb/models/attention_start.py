@@ -82,10 +82,10 @@ _tetrominoes = AttentionStartConfig(
     gradients="truncated", decoder=DecoderConfig((64, 64, 64, 32), 5, 2),
     refinement=RefinementConfig((32, 32, 64), 3, "flatten", (256,), 128),
     attention=AttentionConfig(strides=(1, 2, 1, 1), iterations=4, gradient="implicit"))
-_training = TrainingConfig(steps=3_500, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=3_500,
-                           schedules={"kl_weight": Ramp(0., 1., 2_000)}, optimiser="muon",
-                           precision="bfloat16", evaluate_every=500, evaluate_scenes=160,
-                           checkpoint_every=250)
+_training = TrainingConfig(steps=7_000, batch_size=32, beta1=.9, warmup=500, schedule="cosine", decay=.01,
+                           decay_steps=7_000, schedules={"kl_weight": Ramp(0., 1., 2_000)},
+                           optimiser="muon", precision="bfloat16", evaluate_every=500,
+                           evaluate_scenes=160, checkpoint_every=250)
 
 # %% ../../nbs/71_attention_start.ipynb #a71f0004
 _sprites = _tetrominoes.change(
@@ -93,11 +93,20 @@ _sprites = _tetrominoes.change(
     refinement__channels=(32, 32, 32, 64), attention__strides=(2, 2, 1, 1), attention__start="learned",
     attention__frame="slot")
 _clevr = _sprites.change(slots=7, latent=10, iterations=2, sigma=.2, kl_weight=.2)
-_long = _training.change(steps=20_000, batch_size=16, warmup=1_000, schedule="cosine", decay=.01,
-                         decay_steps=20_000, evaluate_every=1_000)
+_long = _training.change(steps=20_000, batch_size=16, warmup=1_000, decay_steps=20_000, evaluate_every=1_000)
+
+# %% ../../nbs/71_attention_start.ipynb #a71f0006
+_own = _tetrominoes.change(
+    image=(3, 28, 28), slots=5, decoder__channels=(32, 32, 32, 32), refinement__channels=(32, 32, 32),
+    refinement__mlp=(128,), refinement__lstm=64, attention__channels=(32, 32, 32, 32),
+    attention__strides=(2, 1, 1, 1))
+_quick = _training.change(
+    steps=2_000, batch_size=16, learning_rate=2e-3, warmup=50, decay=.05, decay_steps=2_000,
+    schedules={"kl_weight": Ramp(0., 1., 500)}, evaluate_scenes=100)
 
 family = Family(AttentionStartConfig, AttentionStartIODINE, decomposition_scores, {
     "attention_tetrominoes": ("tetrominoes", _tetrominoes, _training),
     "attention_sprites": ("multi_dsprites_colored_on_grayscale", _sprites,
                           _long.change(schedules__sigma_factor=Ramp(2., 1., 10_000))),
-    "attention_clevr": ("clevr_with_masks", _clevr, _long.change(steps=15_000, decay_steps=15_000))})
+    "attention_clevr": ("clevr_with_masks", _clevr, _long.change(steps=15_000, decay_steps=15_000)),
+    "own": ("", _own, _quick)})

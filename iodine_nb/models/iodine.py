@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['family', 'GenerativeConfig', 'IODINEConfig', 'check_config', 'Evaluation', 'join_evaluations', 'IODINE',
-           'loss_weights', 'unrolled', 'accumulated', 'descend']
+           'loss_weights', 'unrolled', 'accumulated', 'trained', 'descend']
 
 # %% ../../nbs/14_iodine.ipynb #c002
 import math
@@ -16,9 +16,9 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, normal
+from ..core import Config, Family, Noise, check_inference, check_shape, normal, takes_gradients
 from ..scenes.format import Batch
-from ..training.metrics import decomposition_scores, each_tensor
+from ..training.metrics import decomposition_scores, each_tensor, lowest
 from .decoder import Decoder, DecoderConfig
 from .distributions import Mixture, Posterior, spatial_mixture
 from .distributions import posterior as posterior_of
@@ -68,6 +68,8 @@ def check_config(c: IODINEConfig) -> None:
     c.at_least(0, "kl_weight")
     for name in ("sigma", "prior_variance", "start_variance"):
         if getattr(c, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(c, name)}")
+    if not 1e-8 <= c.start_variance <= 1e8:  # what a posterior can have, in either form
+        raise ValueError(f"start_variance: must be between 1e-8 and 1e8, is {c.start_variance}")
     check_inputs(c.inputs)
 
 # %% ../../nbs/14_iodine.ipynb #c007
@@ -147,8 +149,9 @@ class IODINE(nn.Module):
 # %% ../../nbs/14_iodine.ipynb #c009x
 def _untrained_start(c: IODINEConfig) -> Float[Tensor, "S L"]:
     "λ_0 before learning, a row for each slot or one for all: means 0, and what becomes `start_variance`."
-    v = c.start_variance
-    variance = torch.full((c.latent,), math.log(v if c.variance == "exp" else math.expm1(v)))
+    v = c.start_variance  # softplus(v) is v where v is large
+    s = math.log(v) if c.variance == "exp" else v if v > 100 else math.log(math.expm1(v))
+    variance = torch.full((c.latent,), s)
     return torch.cat([torch.zeros(c.latent), variance]).repeat(c.slots if c.start == "per_slot" else 1, 1)
 
 # %% ../../nbs/14_iodine.ipynb #c009a
@@ -248,6 +251,7 @@ def unrolled(model: IODINE, image, start, noise, weights, cut_decoder=False, cut
     evaluations."""
     λ, memory, loss, evaluations = start, None, 0., []
     for w, eps in zip(weights, noise):
+        λ = λ if λ.requires_grad else λ.detach().requires_grad_()  # all that made it may be frozen
         e = model.evaluate(image, λ, eps, **options)
         loss, evaluations = loss + w * e.loss.mean(), [*evaluations, e.detached()]
         if len(evaluations) == len(weights): break
@@ -259,8 +263,8 @@ def unrolled(model: IODINE, image, start, noise, weights, cut_decoder=False, cut
 # %% ../../nbs/14_iodine.ipynb #c020
 def accumulated(model: IODINE, image, start, noise, weights, cut_posterior=False,
                 **options) -> tuple[Tensor, list[Evaluation], list[Tensor]]:
-    "The same loss and evaluations, and its gradient for every parameter in the order of `parameters()`."
-    own, λ, memory, loss, evaluations = list(model.decoder.parameters()), start, None, 0., []
+    "The same loss and evaluations, and its gradient for every one of the `trained` parameters."
+    own, λ, memory, loss, evaluations = trained(model.decoder), start, None, 0., []
     total, roots, root_gradients = [torch.zeros_like(p) for p in own], [], []
     for w, eps in zip(weights, noise):
         e = model.evaluate(image, λ.detach().requires_grad_(), eps, **options)
@@ -275,14 +279,21 @@ def accumulated(model: IODINE, image, start, noise, weights, cut_posterior=False
     return loss, evaluations, _all_gradients(model, own, total, roots, root_gradients)
 
 # %% ../../nbs/14_iodine.ipynb #c020x
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    "The parameters of a model that are not frozen."
+    return [p for p in model.parameters() if p.requires_grad]
+
 def _all_gradients(model: IODINE, own: list, total: list[Tensor], roots: list[Tensor],
                    root_gradients: list[Tensor]) -> list[Tensor]:
-    "The decoder's gradients, and those of everything behind the roots, in the order of `parameters()`."
-    parameters = list(model.parameters())
-    rest = [p for p in parameters if all(p is not q for q in own)]
-    back = torch.autograd.grad(roots, rest, root_gradients, allow_unused=True)
-    found = dict(zip(map(id, own), total)) | dict(zip(map(id, rest), back))
-    return [torch.zeros_like(p) if found[id(p)] is None else found[id(p)] for p in parameters]
+    "The decoder's gradients, and those of everything behind the roots, in the order of `trained`."
+    found, parameters = dict(zip(map(id, own), total)), trained(model)
+    behind = [(r, g) for r, g in zip(roots, root_gradients) if r.requires_grad]
+    back = torch.autograd.grad([r for r, _ in behind], parameters, [g for _, g in behind],
+                               allow_unused=True) if behind else []
+    for p, g in zip(parameters, back):
+        # weights that the decoder and the rest have in common get both
+        if g is not None: found[id(p)] = found[id(p)] + g if id(p) in found else g
+    return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in parameters]
 
 # %% ../../nbs/14_iodine.ipynb #c022
 class _Attach(torch.autograd.Function):
@@ -297,23 +308,29 @@ class _Attach(torch.autograd.Function):
 
 # %% ../../nbs/14_iodine.ipynb #c023
 @patch
+def weighted(self: IODINE, image, start, generator, **options) -> tuple[Tensor, list[Evaluation]]:
+    "The loss over all iterations, differentiable unless gradients are switched off, and the evaluations."
+    c, weights = self.config, loss_weights(self.config.iterations, self.config.weights)
+    if not torch.is_grad_enabled():
+        evaluations = self.run(image, start, c.iterations, generator, **options)
+        return sum(w * e.loss.mean() for w, e in zip(weights, evaluations)), evaluations
+    noise = [self.noise(len(image), c.slots, generator) for _ in weights]
+    if c.gradients == "exact": return unrolled(self, image, start, noise, weights, **options)
+    value, evaluations, gradients = accumulated(self, image, start, noise, weights,
+                                                cut_posterior=c.gradients == "detached", **options)
+    return _Attach.apply(value, gradients, *trained(self)), evaluations
+
+# %% ../../nbs/14_iodine.ipynb #14a0c023
+@patch
+@takes_gradients
 def loss(self: IODINE, batch: Batch, kl_weight: float = 1., sigma_factor: float = 1.,
          generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
     "The training loss in nats per image, differentiable; and nll, kl and mse at the last iteration."
-    c, image = self.config, batch.image
-    start = self.first_guess(image, c.slots, generator)
-    noise = [self.noise(len(image), c.slots, generator) for _ in range(c.iterations + 1)]
-    options = dict(weights=loss_weights(c.iterations, c.weights), kl_weight=kl_weight,
-                   sigma_factor=sigma_factor)
-    with torch.enable_grad():
-        if c.gradients == "exact": value, evaluations = unrolled(self, image, start, noise, **options)
-        else:
-            cut = c.gradients == "detached"
-            value, evaluations, gradients = accumulated(self, image, start, noise, cut_posterior=cut,
-                                                        **options)
-            value = _Attach.apply(value, gradients, *self.parameters())
+    start = self.first_guess(batch.image, self.config.slots, generator)
+    value, evaluations = self.weighted(batch.image, start, generator, kl_weight=kl_weight,
+                                       sigma_factor=sigma_factor)
     last = evaluations[-1]
-    mse = ((last.reconstruction - image) ** 2).mean()
+    mse = ((last.reconstruction - batch.image) ** 2).mean()
     return dict(loss=value, nll=-last.log_likelihood.mean(), kl=last.kl.sum(1).mean(), mse=mse)
 
 # %% ../../nbs/14_iodine.ipynb #c029
@@ -363,6 +380,7 @@ def _check_inference(slots: int, steps: int, restarts: int, descent: int, kl_wei
 
 # %% ../../nbs/14_iodine.ipynb #c033a
 @patch
+@takes_gradients
 def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = None,
           iterations: int | None = None,
           restarts: int = 1, descent: int = 0, generator: torch.Generator | Noise | None = None,
@@ -370,7 +388,7 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
     """Refine λ for `iterations` steps (as in training if not said): what was known at t = 0…T, and after
     `descent` steps of Adam if any, in the best of `restarts` runs of each image, by the loss.
     `kl_weight` and `sigma_factor` multiply the model's own, for all of it."""
-    self.check_images(tuple(images.shape[1:]), "images")
+    check_inference(self, images)
     slots = self.config.slots if slots is None else slots
     steps = self.config.iterations if iterations is None else iterations
     _check_inference(slots, steps, restarts, descent, kl_weight, sigma_factor)
@@ -379,11 +397,12 @@ def infer(self: IODINE, images: Float[Tensor, "B C H W"], slots: int | None = No
             for _ in range(restarts)]
     if descent: runs = [[*run, descend(self, images, run[-1], descent, **how)] for run in runs]
     if restarts == 1: return runs[0]
-    best = torch.stack([run[-1].loss for run in runs]).argmin(0)
+    best = lowest([run[-1].loss for run in runs])
     return [_choose(list(evaluations), best) for evaluations in zip(*runs)]
 
 # %% ../../nbs/14_iodine.ipynb #c033a1
 @patch
+@takes_gradients
 def seen(self: IODINE, image: Float[Tensor, "B C H W"], e: Evaluation) -> dict[str, Tensor]:
     """The image-shaped inputs of f_φ at an evaluation, computed again from λ and z: name -> [B, K or 1, C, H,
     W]."""

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, normal
+from ..core import (Config, Family, Noise, check_inference, check_shape, normal,
+                             takes_gradients)
 from .decoder import ACTIVATIONS
 from .distributions import posterior as posterior_of
 from ..scenes.format import Batch
@@ -193,6 +194,7 @@ def step(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float[Ten
 
 # %% ../../nbs/21_iterative.ipynb #c019x
 @patch
+@takes_gradients
 def loss(self: IterativeModel, batch: Batch,
          generator: torch.Generator | Noise | None = None) -> dict[str, Tensor]:
     """The training loss in nats per image: its value is the last iteration's, its gradient that of both
@@ -213,6 +215,7 @@ def start(self: IterativeModel, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B
 
 # %% ../../nbs/21_iterative.ipynb #c025
 @patch
+@takes_gradients
 @torch.no_grad()
 def infer(self: IterativeModel, images: Float[Tensor, "B C H W"],
           iterations: int | None = None,  # of training, if not said
@@ -220,7 +223,7 @@ def infer(self: IterativeModel, images: Float[Tensor, "B C H W"],
     "Estimates at t = 0…iterations."
     steps = self.config.iterations if iterations is None else iterations
     if steps < 0: raise ValueError(f"iterations: must be at least 0, is {steps}")
-    self.check_images(tuple(images.shape[1:]), "images")
+    check_inference(self, images)
     x = binarise(images, generator)
     trace = [self.step(x, self.start(x), generator)]
     for _ in range(steps): trace.append(self.step(x, self.refine(x, trace[-1]), generator))

@@ -18,11 +18,11 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, linear_coordinates, normal
+from ..core import Config, Family, Noise, check_inference, check_shape, linear_coordinates, normal
 from .decoder import ACTIVATIONS, BroadcastConv, Decoder, DecoderConfig
 from ..scenes.format import Batch
 from ..training.fit import TrainingConfig
-from ..training.metrics import decomposition_scores
+from ..training.metrics import decomposition_scores, lowest
 
 # %% ../../nbs/70_slot_attention.ipynb #677b6683
 @dataclass(frozen=True)
@@ -378,14 +378,14 @@ def infer(self: SlotAttention, images: Float[Tensor, "B C H W"], slots: int | No
           generator: torch.Generator | Noise | None = None) -> list[SlotScene]:
     """What is known after each of so many updates (slots and updates as in training if not said), in the
     best of `restarts` runs of each picture by the error of its last update."""
-    self.check_images(tuple(images.shape[1:]), "images")
+    check_inference(self, images)
     if restarts < 1: raise ValueError(f"restarts: must be at least 1, is {restarts}")
     k, features, runs = self.config.slots if slots is None else slots, self.encoder(images), []
     for _ in range(restarts):
         found = self.attention.rounds(features, k, iterations, generator)
         runs.append([self.scene(images, *f) for f in found])
     if restarts == 1: return runs[0]
-    best, rows = torch.stack([run[-1].loss for run in runs]).argmin(0), torch.arange(len(images))
+    best, rows = lowest([run[-1].loss for run in runs]), torch.arange(len(images))
     return [SlotScene(*(torch.stack(v)[best, rows] for v in zip(*after))) for after in zip(*runs)]
 
 # %% ../../nbs/70_slot_attention.ipynb #4d695ff6
@@ -395,9 +395,9 @@ _narrow = SlotAttentionConfig(attention=AttentionConfig((32, 32, 32, 32), featur
                               decoder=DecoderConfig((32, 32, 32), 5, 0, "relu"))
 _small = AttentionConfig(strides=(1, 2, 1, 1), iterations=4, gradient="implicit")
 _coarse = SlotAttentionConfig((3, 35, 35), 4, _small, DecoderConfig((64, 64, 64, 32), 5, 2), "appended")
-_short = TrainingConfig(steps=5_000, batch_size=32, beta1=.9, warmup=500, decay=.05, decay_steps=5_000,
-                        clip=1., precision="bfloat16", evaluate_every=500, evaluate_scenes=160,
-                        checkpoint_every=250)
+_short = TrainingConfig(steps=10_000, batch_size=32, beta1=.9, warmup=500, schedule="cosine", decay=.01,
+                        decay_steps=10_000, clip=1., precision="bfloat16", evaluate_every=500,
+                        evaluate_scenes=160, checkpoint_every=250)
 
 _presets = {"slot_attention_tetrominoes": ("tetrominoes", _narrow.change(image=(3, 35, 35), slots=4),
                                            _published),
@@ -410,9 +410,7 @@ _presets = {"slot_attention_tetrominoes": ("tetrominoes", _narrow.change(image=(
 _framed = AttentionConfig(strides=(2, 2, 1, 1), iterations=4, gradient="implicit", start="learned",
                           frame="slot")
 _sprites = _coarse.change(image=(3, 64, 64), slots=6).change(attention=_framed)
-_long = TrainingConfig(steps=20_000, batch_size=32, beta1=.9, warmup=1_000, schedule="cosine", decay=.01,
-                       decay_steps=20_000, clip=1., optimiser="muon", precision="bfloat16",
-                       evaluate_every=1_000, evaluate_scenes=160, checkpoint_every=250)
+_long = _short.change(steps=20_000, decay_steps=20_000, warmup=1_000, optimiser="muon", evaluate_every=1_000)
 
 family = Family(SlotAttentionConfig, SlotAttention, decomposition_scores, _presets | {
     "slots_sprites": ("multi_dsprites_colored_on_grayscale", _sprites, _long),

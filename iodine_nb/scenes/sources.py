@@ -19,14 +19,17 @@ from tqdm.auto import tqdm
 
 from ..core import file_hash, whole_file
 from .clevr import INSTANCES, NORB_FACTORS
-from .format import SceneFile, Scenes, crop_and_resize, entities_seen, entity_areas
-from .format import index_mask, save_scenes, with_background
+from .format import SceneFile, Scenes, crop_and_resize, elsewhere, entities_seen, entity_areas
+from .format import index_mask, save_scenes, some_object, with_background
 
 # %% ../../nbs/06_sources.ipynb #0a452619
-def _unzipped(path: Path) -> bytes:
-    "All bytes of a gzipped file; ValueError if it is damaged or cut short."
+_MOST = 8 << 30  # bytes that are unpacked into memory
+
+def _unzipped(path: Path, size: int) -> bytes:
+    "The first `size` bytes of a gzipped file, unpacked; ValueError if it is damaged, cut short or too large."
+    if size > _MOST: raise ValueError(f"{path}: would unpack to {size / 2**30:.0f} GiB; at most 8 are read")
     try:
-        with gzip.open(path) as f: return f.read()
+        with gzip.open(path) as f: return f.read(size)
     except (EOFError, OSError, zlib.error) as e:
         raise ValueError(f"{path}: damaged or cut short ({e}); fetch it again") from None
 
@@ -62,8 +65,9 @@ def read_norb_matrix(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file(): raise ValueError(f"{path}: no such file")
     with open(path, "rb") as f: head = f.read(40)
-    data = _unzipped(path) if (zipped := head[:2] == b"\x1f\x8b") else None
-    dtype, shape, start = _norb_header(path, data[:40] if zipped else head)
+    zipped = head[:2] == b"\x1f\x8b"
+    dtype, shape, start = _norb_header(path, _unzipped(path, 40) if zipped else head)
+    if zipped: data = _unzipped(path, start + math.prod(shape) * dtype.itemsize + 1)
     _check_size(path, len(data) if zipped else path.stat().st_size, start, shape, dtype)
     if zipped: return np.frombuffer(data, dtype, offset=start).reshape(shape)
     return np.memmap(path, dtype, "r", start, shape)
@@ -152,14 +156,16 @@ def read_idx(path: str | Path) -> np.ndarray:
     "The array in an IDX file, gzipped or not."
     path = Path(path)
     if not path.is_file(): raise ValueError(f"{path}: no such file")
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b": data = _unzipped(path)
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or len(data) < 4 + 4 * data[3]:
+    with open(path, "rb") as f: head = f.read(1024)
+    if zipped := head[:2] == b"\x1f\x8b": head = _unzipped(path, 1024)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or len(head) < 4 + 4 * head[3]:
         expected = "expected 00 00, a type (08 for bytes) and the number of dimensions"
-        raise ValueError(f"{path}: not an IDX file: begins with {data[:4].hex(' ')}, {expected}")
-    dtype, shape = np.dtype(_IDX_TYPES[data[2]]), struct.unpack_from(f">{data[3]}I", data, 4)
-    _check_size(path, len(data), 4 + 4 * data[3], shape, dtype)
-    return np.frombuffer(data, dtype, offset=4 + 4 * data[3]).reshape(shape)
+        raise ValueError(f"{path}: not an IDX file: begins with {head[:4].hex(' ')}, {expected}")
+    dtype, shape = np.dtype(_IDX_TYPES[head[2]]), struct.unpack_from(f">{head[3]}I", head, 4)
+    start = 4 + 4 * head[3]
+    data = _unzipped(path, start + math.prod(shape) * dtype.itemsize + 1) if zipped else path.read_bytes()
+    _check_size(path, len(data), start, shape, dtype)
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 # %% ../../nbs/06_sources.ipynb #9e3bbf5a
 def import_idx(images: str | Path, out: str | Path, labels: str | Path | None = None,
@@ -177,13 +183,21 @@ def import_idx(images: str | Path, out: str | Path, labels: str | Path | None = 
     return save_scenes(out, (crop_and_resize(p, None, size) for p in parts), name, source, split)
 
 # %% ../../nbs/06_sources.ipynb #902c3568
-def _open_arrays(path: str | Path) -> tuple[np.lib.npyio.NpzFile | h5py.File, list[str]]:
-    "An .npz or HDF5 file, and the names of its arrays."
+def _open_arrays(path: str | Path) -> tuple[np.lib.npyio.NpzFile | h5py.File | dict, list[str]]:
+    "An .npz, .npy or HDF5 file, and the names of its arrays; the one of an .npy is called `array`."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
-    try: file = np.load(path, allow_pickle=False) if zipfile.is_zipfile(path) else h5py.File(path)
+    with open(path, "rb") as f: single = f.read(6) == b"\x93NUMPY"
+    try:
+        if single: return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}, ["array"]
+        file = np.load(path, allow_pickle=False) if zipfile.is_zipfile(path) else h5py.File(path)
     except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path}: neither a whole .npz nor a whole HDF5 file ({e})") from None
-    if hasattr(file, "files"): return file, list(file.files)
+        raise ValueError(f"{path}: neither a whole .npz or .npy nor a whole HDF5 file ({e})") from None
+    if hasattr(file, "files"):
+        if (size := max(i.file_size for i in file.zip.infolist())) > _MOST:
+            raise ValueError(f"{path}: would unpack to {size / 2**30:.0f} GiB; at most 8 are read. HDF5 is "
+                             "read in pieces")
+        return file, list(file.files)
+    if name := elsewhere(file): raise ValueError(f"{path}: the values of {name} lie in another file")
     names = []
     file.visititems(lambda name, v: names.append(name) if isinstance(v, h5py.Dataset) else None)
     return file, names
@@ -220,17 +234,38 @@ def _as_image(v: np.ndarray, where: str, most: int) -> UInt8[np.ndarray, "n H W 
         raise ValueError(f"{where}: values must be from 0 to {most:g}, are {v.min():g} to {v.max():g}")
     return (v / most * 255).round().astype(np.uint8)
 
+# %% ../../nbs/06_sources.ipynb #06d00001
+def _white(v: np.ndarray, where: str) -> int:
+    "The value that stands for white: 255 of bytes, 65535 of 16 bits, 1 of floats, and of bytes 0 and 1."
+    if v.dtype == np.uint16 and v.max() <= 255:
+        raise ValueError(f"{where}: 16 bits, but no value above 255, so that white may be 255 or 65535; "
+                         "store uint8 if it is 255")
+    return 65535 if v.dtype == np.uint16 else 255 if v.dtype == np.uint8 and v.max() > 1 else 1
+
 # %% ../../nbs/06_sources.ipynb #b08b92d5
+def _entities(v: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
+    "Numbers of entities as bytes; ValueError unless they are whole numbers from 0 to 255."
+    if v.dtype.kind not in "biuf" or not ((v >= 0) & (v <= 255) & (v == np.floor(v))).all():
+        found = f"{v.min():g} to {v.max():g}" if v.dtype.kind in "iuf" else str(v.dtype)
+        raise ValueError(f"{where}: must be whole numbers from 0 (the background) to 255, are {found}")
+    return v.astype(np.uint8)
+
+# %% ../../nbs/06_sources.ipynb #06d00002
 def _as_mask(v: np.ndarray, where: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n H W"]:
     "Masks as the index of the entity: from indices, or from a layer an entity, [N, E, H, W] or [N, H, W, E]."
-    if v.shape[-1:] == (1,) and v.ndim in (4, 5): v = v[..., 0]
-    if v.shape == shape: return v.astype(np.uint8)
+    n, h, w = shape
+    if v.shape in {(n, 1, h, w), (n, h, w, 1)}: v = v.reshape(shape)
+    if v.ndim == 5: v = v.squeeze(2) if v.shape[2] == 1 else v.squeeze(4) if v.shape[4] == 1 else v
+    if v.shape == shape: return _entities(v, where)
     if v.ndim == 4 and v.shape[:3] == shape: v = v.transpose(0, 3, 1, 2)
-    if v.ndim != 4 or (v.shape[0], *v.shape[2:]) != shape:
-        what = f"{list(shape)}, or that with an axis of entities second or last"
+    if v.ndim != 4 or (v.shape[0], *v.shape[2:]) != shape or v.shape[1] > 256:
+        what = f"{list(shape)}, or that with an axis of at most 256 entities second or last"
         raise ValueError(f"{where}: must be {what}, is {list(v.shape)}")
-    return np.stack([index_mask((m > 0).astype(np.uint8) * 255) for m in v])
+    layers = _entities(v, where)
+    try: return np.stack([index_mask(m * (255 if layers.max() == 1 else 1)) for m in layers])
+    except ValueError as e: raise ValueError(f"{where}: {e}") from None
 
+# %% ../../nbs/06_sources.ipynb #06d00003
 def _as_factor(v: np.ndarray, where: str, entities: int) -> np.ndarray:
     "A factor with the entities as its second axis."
     of_one_thing = v.ndim == 1 or v.ndim == 2 and v.shape[1] != 2
@@ -276,13 +311,14 @@ def import_arrays(path: str | Path, out: str | Path,
                   mask: str | None = None,
                   factors: tuple[str, ...] = (),  # [N, E] or [N, E, d]; of one thing also [N] or [N, d]
                   size: tuple[int, int] | None = None, split: str = "train", part: int = 512) -> int:
-    "Import an .npz, or an HDF5 file of another layout, into a scene file; return how many scenes it has."
+    "Import an .npz, .npy, or HDF5 file of another layout, into a scene file; return how many scenes it has."
     arrays = _Arrays(path)
     n = _count_rows(arrays, image, [k for k in (mask, *factors) if k])
-    most = 255 if arrays[image].dtype == np.uint8 and np.max(arrays[image][:part]) > 1 else 1
+    most = _white(np.asarray(arrays[image][:part]), arrays.where(image))
     first = _as_image(np.asarray(arrays[image][:1]), arrays.where(image), most)
     pieces = [slice(i, min(i + part, n)) for i in range(0, n, part)]
     entities = _count_entities(arrays, mask, first.shape[1:3], pieces) if mask else 2
+    if mask: some_object(entities, arrays.where(mask))
     parts = (_some_arrays(arrays, i, image, mask, factors, most, entities) for i in pieces)
     source = {"file": Path(path).name, "sha256": file_hash(path), "image": image, "mask": mask}
     return save_scenes(out, (crop_and_resize(p, None, size) for p in parts), Path(path).stem, source, split)
@@ -359,15 +395,13 @@ def _download(remote: Remote, url: str, part: Path, progress: bool, patience: fl
             time.sleep(patience)
 
 # %% ../../nbs/06_sources.ipynb #c028
-def _check(path: Path, remote: Remote, url: str) -> str:
-    "The file's SHA-256, if it is what it should be."
+def _wrong(path: Path, remote: Remote) -> str | None:
+    "What is wrong with a fetched file; None if it is what it should be, as far as that is known."
     size, found = path.stat().st_size, file_hash(path)
-    if (remote.size or size) != size: wrong = f"has {size:,} bytes, should have {remote.size:,}"
-    elif remote.sha256 and found != remote.sha256: wrong = f"has SHA-256 {found}, should have {remote.sha256}"
-    elif remote.sha256 is None and (broken := _broken_gzip(path)): wrong = f"is damaged: {broken}"
-    else: return found
-    path.unlink()
-    raise ValueError(f"{url}: what came {wrong}; it was thrown away, fetch it again or give another mirror")
+    if (remote.size or size) != size: return f"has {size:,} bytes, should have {remote.size:,}"
+    if remote.sha256 not in (None, found): return f"has SHA-256 {found}, should have {remote.sha256}"
+    broken = _broken_gzip(path) if remote.sha256 is None else None
+    return broken and f"is damaged: {broken}"
 
 def _broken_gzip(path: Path) -> str | None:
     "What is wrong with a gzipped file, read to its end; None for a whole one, or one that is not gzipped."
@@ -393,13 +427,19 @@ def fetch(name: str, folder: str | Path,
 def _fetch_file(remote: Remote, folder: Path, mirror: str | None, progress: bool, patience: float):
     "One file's path and SHA-256, fetched if it is not there."
     path = folder / remote.url.rsplit("/", 1)[1]
-    if path.exists(): return path, file_hash(path)
+    if path.exists():
+        if wrong := _wrong(path, remote):
+            raise ValueError(f"{path}: {wrong}; move it away, and the same command fetches it")
+        return path, file_hash(path)
     part = path.with_name(path.name + ".part")
     url = f"{mirror.rstrip('/')}/{path.name}" if mirror else remote.url
     _download(remote, url, part, progress, patience)
-    found = _check(part, remote, url)
+    if wrong := _wrong(part, remote):
+        part.unlink()
+        raise ValueError(f"{url}: what came {wrong}; it was thrown away, fetch it again or give "
+                         "another mirror")
     part.rename(path)
-    return path, found
+    return path, file_hash(path)
 
 # %% ../../nbs/06_sources.ipynb #a0d8dbe2
 @dataclass
@@ -429,16 +469,22 @@ def statistics(file: SceneFile, part: int = 1000) -> Statistics:
     return Statistics(np.concatenate(objects), np.concatenate(area), unseen, unsaid, colour)
 
 # %% ../../nbs/06_sources.ipynb #c036
+def _counted(file: SceneFile, s: Statistics) -> str:
+    "How many scenes have how many objects, where that is known."
+    if not (file.has_masks or "factors" in file.file): return "not known"
+    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(s.objects)) if k)
+    return f"{count}  (objects a scene: scenes)"
+
+# %% ../../nbs/06_sources.ipynb #06d00004
 def describe(file: SceneFile) -> str:
     "A page about a scene file."
     s, a = statistics(file), {"name": "?", "split": "?", "seed": -1, "source": "?"} | file.attributes
-    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(s.objects)) if k)
     masks = f"{s.unseen} objects without a pixel, {s.unsaid} masks of objects that are not said to be there"
     size = "{1}×{2}, {0} channel".format(*file.shape) + "s" * (file.shape[0] > 1)
     lines = [f"{file.path.name}: {len(file):,} scenes, {size}, {file.path.stat().st_size / 1e6:.1f} MB",
              f"  data set   {a['name']}, split {a['split']}, seed {'none' if a['seed'] < 0 else a['seed']}",
              f"  source     {a['source']}",
-             f"  objects    {count}  (objects a scene: scenes)",
+             f"  objects    {_counted(file, s)}",
              f"  colour     mean {', '.join(f'{v:.0f}' for v in s.colour)} of 255"]
     if len(s.area):
         shown = f"{s.area.min():.2%} to {s.area.max():.1%} of the picture, median {np.median(s.area):.1%}"

@@ -219,6 +219,13 @@ def _sprite_scenes(rng, n: int, fewest: int, most: int, size: int, pixels: float
     raise ValueError(f"multi_dsprites: {cannot}; ask for fewer")
 
 # %% ../../nbs/02_sprites.ipynb #c030
+def _check_ranges(**ranges: tuple[float, float]) -> None:
+    "ValueError unless every range lies between 0 and 1, its least value first."
+    for name, (low, high) in ranges.items():
+        if not 0 <= low <= high <= 1:  # so is NaN
+            what = f"from least to most, both from 0 to 1, is {low:g} to {high:g}"
+            raise ValueError(f"multi_dsprites: {name} must be {what}")
+
 def multi_dsprites(n: int,  # scenes
                    rng: np.random.Generator,
                    variant: str = "colored_on_grayscale",  # or binarized, colored_on_colored
@@ -234,6 +241,7 @@ def multi_dsprites(n: int,  # scenes
     if size < 1: raise ValueError(f"multi_dsprites: size must be at least 1, is {size}")
     if variant not in VARIANTS:
         raise ValueError(f"multi_dsprites: variant must be {', '.join(VARIANTS)}, is {variant!r}")
+    _check_ranges(saturation=saturation, value=value, grey=grey, visible=(0., visible))
     check_options("multi_dsprites", colours, texture)
     how = variant, size, saturation, value, grey, visible * size**2, lattice, colours, texture
     parts = [_some_dsprites(min(1000, n - i), rng, *how) for i in range(0, max(n, 1), 1000)]

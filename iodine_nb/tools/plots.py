@@ -8,6 +8,7 @@ __all__ = ['SLOT_COLOURS', 'STYLE', 'CURVES', 'pics_folder', 'save', 'plot_scene
 
 # %% ../../nbs/18_plots.ipynb #c002
 import base64, html, io, json, math, os
+from functools import reduce
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,10 +39,12 @@ def pics_folder() -> Path | None:
     return book_folder() / "pics" if os.environ.get("IODINE_NB_BOOK") else None
 
 def save(figure: Figure, name: str, folder: Path | None = None) -> Path | None:
-    "Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`."
+    """Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`.
+    In a script, where nobody looks at it, it is closed."""
     if (folder := folder or pics_folder()) is None: return None
     with whole_file(path := folder / f"{name}.png") as p, plt.rc_context(STYLE):
         figure.savefig(p, format="png", metadata={"Software": None})
+    if not plt.isinteractive() and "inline" not in plt.get_backend(): plt.close(figure)
     return path
 
 # %% ../../nbs/18_plots.ipynb #c006
@@ -164,8 +167,8 @@ def plot_curves(arms: dict[str, list[Record]], quantities: dict[str, str] = CURV
 
 def _arm(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
     curves = [r.curve(quantity) for r in records]
-    steps = curves[0][0][:min(len(c[0]) for c in curves)]
-    values = np.stack([v[:len(steps)] for _, v in curves])
+    steps = reduce(np.intersect1d, (s for s, _ in curves))  # those that all runs have
+    values = np.stack([v[np.isin(s, steps)] for s, v in curves])
     ax.plot(steps, values.mean(0), color=colour, label=name, lw=1.3)
     if len(records) > 1: ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=.2, lw=0)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
-           'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'segmentation_scores', 'decomposition_scores',
-           'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table', 'matched_slots',
-           'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
+           'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'lowest', 'segmentation_scores',
+           'decomposition_scores', 'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table',
+           'matched_slots', 'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from ..core import Noise, markdown_table
+from ..core import Noise, device_of, markdown_table
 from ..scenes.format import Batch, Loader, SceneFile, Scenes
 
 # %% ../../nbs/16_metrics.ipynb #c005
@@ -90,12 +90,21 @@ def each_tensor(e: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     one = lambda v: each_tensor(v, change) if isinstance(v, tuple) else v if v is None else change(v)
     return type(e)(*map(one, e))
 
+def lowest(losses: list[Float[Tensor, "B"]]) -> Int[Tensor, "B"]:
+    "Which of several runs has the lowest loss, for each image; one that broke down (NaN) is the last choice."
+    return torch.stack(losses).nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0)
+
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 
 def segmentation_scores(true: Integer[Tensor, "B H W"],
                         predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
-    "ARI-FG, ARI and mIoU of every image."
+    "ARI-FG, ARI and mIoU of every image; ValueError unless labels are 0 or more and the shapes are the same."
+    if true.shape != predicted.shape:
+        raise ValueError(f"predicted: is {list(predicted.shape)}, the true labels are {list(true.shape)}")
+    for name, labels in (("true", true), ("predicted", predicted)):
+        if len(found := labels[(labels < 0) | (labels > 65_535)]):
+            raise ValueError(f"{name}: labels must be from 0 to 65,535, one is {int(found[0])}")
     table = contingency(true, predicted, int(true.max()) + 1, int(predicted.max()) + 1)
     return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table),
                 miou=mean_iou(table))
@@ -123,12 +132,12 @@ def evaluate(model, file: SceneFile, seeds=(0, 1, 2), batch_size: int = 64, scen
              score: Callable = decomposition_scores, accelerator=None, **infer) -> dict[str, list[float]]:
     """Mean scores over the first `scenes` scenes, one number a sampling seed; the processes of an Accelerator
     divide the work and get the same numbers. What else is given goes to the score. ValueError if there is
-    nothing to score, or the model cannot read the file's images."""
+    nothing to score, or the model cannot read the file's images; FloatingPointError if a mean is not
+    finite."""
     if scenes < 1 or not len(seeds):
         raise ValueError(f"scenes and seeds: at least one of each is needed, got {scenes} and {len(seeds)}")
     if hasattr(model, "check_images"): model.check_images(file.shape, str(file.path))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loader = Loader(file, min(batch_size, len(file), scenes), device=device, limit=scenes)
+    loader = Loader(file, min(batch_size, len(file), scenes), device=device_of(model), limit=scenes)
     if accelerator and accelerator.num_processes > loader.batch_size:
         raise ValueError(
             f"scenes: {scenes} cannot be divided among {accelerator.num_processes} processes; score more")
@@ -149,7 +158,12 @@ def _mean_scores(model, loader: Loader, seed: int, score: Callable, accelerator,
     by_image = torch.stack([torch.cat([f[name] for f in found]).cpu().double() for name in found[0]])
     total = torch.cat([by_image.sum(1), torch.tensor([by_image.shape[1]], dtype=torch.float64)])
     if processes > 1: total = accelerator.reduce(total.to(accelerator.device), "sum")
-    return dict(zip(found[0], (total[:-1] / total[-1]).tolist()))
+    means = dict(zip(found[0], (total[:-1] / total[-1]).tolist()))
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name}: the mean over scenes is {value}; the model has broken down on "
+                                     "at least one of them, and a score would mean nothing")
+    return means
 
 # %% ../../nbs/16_metrics.ipynb #c015
 def score_table(scores: dict[str, list[float]]) -> str:
@@ -197,11 +211,11 @@ def object_latents(model, scenes: Scenes, least_iou: float = .5, generator=None,
     latents, factors = [], {k: [] for k in scenes.factors}
     for i in range(0, len(scenes), part):
         some = scenes[i:i + part]
-        batch = Batch.of(some)
+        batch = Batch.of(some).to(device_of(model))
         last = model.infer(batch.image, generator=generator, **infer)[-1]
         b, e, slot = matched_slots(last, batch.mask, some.visibility.shape[1], least_iou)
-        latents.append(last.latents[b, slot].numpy())
-        for k, v in some.factors.items(): factors[k].append(v[b.numpy(), e.numpy()])
+        latents.append(last.latents[b, slot].cpu().numpy())
+        for k, v in some.factors.items(): factors[k].append(v[b.cpu().numpy(), e.cpu().numpy()])
     return np.concatenate(latents), {k: np.concatenate(v) for k, v in factors.items()}
 
 # %% ../../nbs/16_metrics.ipynb #c023

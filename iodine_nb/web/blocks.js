@@ -218,7 +218,7 @@ export class GRU {
 
 // PyTorch's GroupNorm of one picture [places, channels]: mean and variance over each group of channels, then a
 // scale and a shift for every channel. One group is what IODINE calls layer normalisation.
-export function groupNorm(v, channels, scale, shift, groups = 1) {
+export function groupNorm(v, channels, scale, shift, groups = 1, small = 1e-5) {
   const out = new Float32Array(v.length), size = channels / groups, count = v.length / groups;
   for (let first = 0; first < channels; first += size) {
     let mean = 0, variance = 0;
@@ -227,7 +227,7 @@ export function groupNorm(v, channels, scale, shift, groups = 1) {
     mean /= count;
     for (let at = first; at < v.length; at += channels)
       for (let c = 0; c < size; c++) variance += (v[at + c] - mean) ** 2;
-    const by = 1 / Math.sqrt(variance / count + 1e-5);
+    const by = 1 / Math.sqrt(variance / count + small);
     for (let at = 0; at < v.length; at += channels)
       for (let c = first; c < first + size; c++) out[at + c] = (v[at + c] - mean) * by * scale[c] + shift[c];
   }
@@ -235,10 +235,10 @@ export function groupNorm(v, channels, scale, shift, groups = 1) {
 }
 
 // PyTorch's LayerNorm over the last axis: every row [channels] of a table by itself.
-export function layerNorm(v, channels, scale, shift) {
+export function layerNorm(v, channels, scale, shift, small = 1e-5) {
   const out = new Float32Array(v.length);
   for (let at = 0; at < v.length; at += channels)
-    out.set(groupNorm(v.subarray(at, at + channels), channels, scale, shift), at);
+    out.set(groupNorm(v.subarray(at, at + channels), channels, scale, shift, 1, small), at);
   return out;
 }
 

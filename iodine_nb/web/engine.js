@@ -8,7 +8,8 @@
 // 48_gradient_by_hand derives each of them, and the comments here say only which one it is. Channels are last
 // everywhere: λ [K, 2D], means [K, H, W, C], masks [K, H, W].
 import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp,
-         sigmoid } from "./blocks.js";
+         sigmoid, softmax } from "./blocks.js";
+import { SlotRounds } from "./attention.js";
 
 // ---- weights and configurations ---------------------------------------------------------------------------
 
@@ -26,7 +27,14 @@ export const KNOWN = {
   "refinement.mlp": null, "refinement.lstm": null, "refinement.activation": ["elu"],
   "refinement.update": ["additive"], "refinement.update_from": ["hidden"],
 };
-const KINDS = ["iodine", "slot_frame"];
+const LOOKING = { "attention.channels": null, "attention.kernel": null, "attention.strides": null,
+  "attention.features": null, "attention.slot": null, "attention.mlp": null, "attention.iterations": null,
+  "attention.gradient": null, "attention.start": ["shared", "learned"], "attention.query_noise": null };
+const DECODER = Object.fromEntries(Object.entries(KNOWN).filter(([name]) => name.startsWith("decoder.")));
+export const KINDS = {
+  iodine: KNOWN, slot_frame: KNOWN, attention_start: { ...KNOWN, ...LOOKING },
+  slot_attention: { image: null, slots: null, ...LOOKING, ...DECODER, place: ["appended"], losses: null },
+};
 
 // Fields of fields by dotted names: { decoder: { kernel: 5 } } becomes { "decoder.kernel": 5 }.
 function flat(fields, above = "") {
@@ -38,16 +46,17 @@ function flat(fields, above = "") {
 // An error that names the first field that this engine does not know.
 export function checkKnown({ kind, model }) {
   const refuse = (sentence) => { throw new Error(sentence); };
-  if (!KINDS.includes(kind)) refuse(`kind: the page's engine knows ${KINDS.join(" and ")}, is '${kind}'`);
+  const fields = KINDS[kind];
+  if (!fields) refuse(`kind: the page's engine knows ${Object.keys(KINDS).join(", ")}, is '${kind}'`);
   for (const [name, value] of Object.entries(flat(model))) {
-    if (!(name in KNOWN)) refuse(`model.${name}: the page's engine does not know this field`);
-    const known = KNOWN[name];
+    if (!(name in fields)) refuse(`model.${name}: the page's engine does not know this field`);
+    const known = fields[name];
     if (name === "inputs") {
       if (String(value) !== String(known)) refuse("model.inputs: the page's engine needs all rows of the table");
     } else if (known && !known.includes(value))
       refuse(`model.${name}: the page's engine knows ${known.join(" and ")}, is '${value}'`);
   }
-  if (!model.refinement.lstm) refuse("model.refinement.lstm: the page's engine needs at least 1 unit, is 0");
+  if (model.refinement?.lstm === 0) refuse("model.refinement.lstm: the page's engine needs at least 1 unit, is 0");
 }
 
 // A half-precision number from its sixteen bits: sign, five bits of exponent, ten of fraction.
@@ -81,7 +90,8 @@ export function readWeights(bytes) {
 export async function load(wasm, weights) {
   const { header, tensors } = readWeights(weights);
   checkKnown(header);
-  return new Iodine(await Memory.create(wasm), header, tensors);
+  const Model = { attention_start: AttentionStart, slot_attention: SlotAttention }[header.kind] ?? Iodine;
+  return new Model(await Memory.create(wasm), header, tensors);
 }
 
 // ---- the decoder ------------------------------------------------------------------------------------------
@@ -375,13 +385,40 @@ export function normal(seed = 0) {
   return (n) => Float32Array.from({ length: n }, one);
 }
 
-export class Iodine {
-  constructor(memory, header, tensors) {
-    const c = this.config = header.model;
-    this.framed = header.kind === "slot_frame";
-    [this.C, this.H, this.W] = c.image;
+// What all models have: a decoder.
+class Painter {
+  constructor(memory, config, tensors, framed = false) {
+    Object.assign(this, { config, framed });
+    [this.C, this.H, this.W] = config.image;
     this.N = this.H * this.W;
-    this.decoder = new Decoder(memory, c, tensors, this.framed);
+    this.decoder = new Decoder(memory, config, tensors, framed);
+  }
+  check(image) {
+    if (image.length !== this.N * this.C)
+      throw new Error(`image: must have ${this.H} × ${this.W} × ${this.C} numbers, has ${image.length}`);
+  }
+  // Means and mask logits of latents [K, D]. `keep` is for `evaluate`, whose slots keep what the way back needs.
+  decode(z, keep = false) {
+    const { latent: D, means: kind } = this.config, { C, W, H, N } = this, K = z.length / D;
+    const means = new Float32Array(K * N * C), maskLogits = new Float32Array(K * N);
+    const mean = kind === "sigmoid" ? sigmoid : (v) => v;
+    for (let s = 0; s < K; s++) {
+      const out = this.decoder.forward(z.subarray(s * D, (s + 1) * D), keep ? s : "spare");
+      const { floats } = out.memory;
+      out.forEach((at, pixel) => {
+        const q = s * N + pixel;
+        for (let c = 0; c < C; c++) means[q * C + c] = mean(floats[at + c]);
+        maskLogits[q] = floats[at + C];
+      }, H, W);
+    }
+    return { means, maskLogits };
+  }
+}
+
+export class Iodine extends Painter {
+  constructor(memory, header, tensors) {
+    const c = header.model;
+    super(memory, c, tensors, header.kind === "slot_frame");
     this.refinement = new Refinement(memory, c, tensors, this.framed);
     this.first = tensors.initial_posterior;
     this.norm = (name, v, channels) => groupNorm(v, channels, tensors[`inputs.norm.${name}.weight`].data,
@@ -399,6 +436,9 @@ export class Iodine {
     return λ;
   }
 
+  // λ_0 for this picture: `start`, which has not seen it.
+  firstGuess(image, slots, noise) { return this.start(slots, noise); }
+
   // The variance that the second half of λ stands for, and its slope.
   variance(raw) {
     return this.config.variance === "exp" ? Math.exp(Math.min(20, Math.max(-20, raw)))
@@ -408,37 +448,21 @@ export class Iodine {
     return this.config.variance === "exp" ? (Math.abs(raw) <= 20 ? variance : 0) : sigmoid(raw);
   }
 
-  // Means and mask logits of latents [K, D]. `keep` is for `evaluate`, whose slots keep what the way back needs.
-  decode(z, keep = false) {
-    const { latent: D, means: kind } = this.config, { C, W, H, N } = this, K = z.length / D;
-    const means = new Float32Array(K * N * C), maskLogits = new Float32Array(K * N);
-    const mean = kind === "sigmoid" ? sigmoid : (v) => v;
-    for (let s = 0; s < K; s++) {
-      const out = this.decoder.forward(z.subarray(s * D, (s + 1) * D), keep ? s : "spare");
-      const { floats } = out.memory;
-      out.forEach((at, pixel) => {
-        const q = s * N + pixel;
-        for (let c = 0; c < C; c++) means[q * C + c] = mean(floats[at + c]);
-        maskLogits[q] = floats[at + C];
-      }, H, W);
-    }
-    return { means, maskLogits };
-  }
-
   // Sample z from λ, decode it, and compare with the image [H, W, C].
   evaluate(image, posterior, noise) {
     const { latent: D, sigma, prior_variance: prior, kl_weight } = this.config, K = posterior.length / (2 * D);
-    const z = new Float32Array(K * D), kl = new Float32Array(K);
+    const z = new Float32Array(K * D), latents = new Float32Array(K * D), kl = new Float32Array(K);
     for (let s = 0; s < K; s++) for (let d = 0; d < D; d++) {
       const mean = posterior[s * 2 * D + d], variance = this.variance(posterior[s * 2 * D + D + d]);
       const measured = this.framed && d < 2;                       // a place has no noise and no KL
+      latents[s * D + d] = mean;
       z[s * D + d] = measured ? mean : mean + Math.sqrt(variance) * noise[s * D + d];
       if (!measured) kl[s] += 0.5 * ((variance + mean ** 2) / prior - 1 - Math.log(variance / prior));
     }
     const decoded = this.decode(z, true);
     const seen = spatialMixture(image, decoded.means, decoded.maskLogits, K, this.C, sigma);
     const loss = kl_weight * kl.reduce((a, b) => a + b, 0) - seen.logLikelihood.reduce((a, b) => a + b, 0);
-    return (this.newest = { posterior, z, noise, kl, loss, slots: K, ...decoded, ...seen });
+    return (this.newest = { posterior, latents, z, noise, kl, loss, slots: K, ...decoded, ...seen });
   }
 
   // ∂L/∂λ of one slot of the evaluation that was made last, as the way back needs what the decoder has kept of it.
@@ -509,13 +533,56 @@ export class Iodine {
   // The evaluations at t = 0 … iterations, each as soon as it is known. `noise(n)` gives n standard normal numbers;
   // it is asked in the order in which the library draws them. Slots and iterations are the model's own if not said.
   *infer(image, { slots = this.config.slots, iterations = this.config.iterations, noise = normal() } = {}) {
-    if (image.length !== this.N * this.C)
-      throw new Error(`image: must have ${this.H} × ${this.W} × ${this.C} numbers, has ${image.length}`);
-    let posterior = this.start(slots, noise), memory;
+    this.check(image);
+    let posterior = this.firstGuess(image, slots, noise), memory;
     for (let t = 0; t <= iterations; t++) {
       const e = this.evaluate(image, posterior, noise(slots * this.config.latent));
-      yield e;
+      yield t ? e : Object.assign(e, this.looked);
       if (t < iterations) ({ posterior, memory } = this.refine(image, e, memory));
+    }
+  }
+}
+
+// IODINE that looks before it guesses (71_attention_start): λ_0 is the learned start plus a linear map of each slot
+// that attention has found.
+class AttentionStart extends Iodine {
+  constructor(memory, header, tensors) {
+    super(memory, header, tensors);
+    this.rounds = new SlotRounds(memory, header.model, tensors);
+    this.head = new Linear(memory, tensors["head.weight"]);
+  }
+  firstGuess(image, slots, noise) {
+    const { slots: found, attention } = [...this.rounds.run(image, slots, this.config.attention.iterations, noise)].at(-1);
+    this.looked = { attention, grid: this.rounds.grid };  // for who wants to see it
+    const start = this.start(slots, noise), moved = this.head.forward(found);
+    return start.map((v, i) => v + moved[i]);
+  }
+}
+
+// Slot Attention as a model of its own (70_slot_attention), with this book's decoder.
+class SlotAttention extends Painter {
+  constructor(memory, header, tensors) {
+    super(memory, { ...header.model, latent: header.model.attention.slot, means: "unbounded" }, tensors);
+    this.rounds = new SlotRounds(memory, header.model, tensors);
+  }
+  // What is known after each update.
+  *infer(image, { slots = this.config.slots, iterations = this.config.attention.iterations, noise = normal() } = {}) {
+    this.check(image);
+    const { N, C, rounds: { grid } } = this;
+    for (const { slots: latents, attention } of this.rounds.run(image, slots, iterations, noise)) {
+      const { means, maskLogits } = this.decode(latents), masks = new Float32Array(slots * N), shares = new Float32Array(slots);
+      let error = 0;
+      for (let p = 0; p < N; p++) {
+        for (let k = 0; k < slots; k++) shares[k] = maskLogits[k * N + p];
+        softmax(shares, slots);
+        for (let k = 0; k < slots; k++) masks[k * N + p] = shares[k];
+        for (let c = 0; c < C; c++) {
+          let composed = 0;
+          for (let k = 0; k < slots; k++) composed += shares[k] * means[(k * N + p) * C + c];
+          error += (composed - image[p * C + c]) ** 2;
+        }
+      }
+      yield { latents, z: latents, slots, means, maskLogits, masks, attention, grid, loss: error / (N * C) };
     }
   }
 }

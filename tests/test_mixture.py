@@ -1,0 +1,125 @@
+"""The parts of the model against their definitions: densities, mixtures, inputs, updates, weights."""
+import math
+
+import pytest
+import torch
+from torch import distributions as D
+
+from iodine_nb.core import seeded
+from iodine_nb.models.distributions import Posterior, component_log_likelihood, posterior, spatial_mixture
+from iodine_nb.models.inputs import RefinementInputs, check_inputs
+from iodine_nb.models.iodine import loss_weights
+from iodine_nb.models.refinement import Refinement, RefinementConfig
+
+torch.manual_seed(0)
+IMAGE, MEANS = torch.rand(2, 3, 4, 5).double(), torch.rand(2, 3, 3, 4, 5).double()
+LOGITS = torch.randn(2, 3, 1, 4, 5).double()
+
+
+def logistic(mean, scale):
+    base = D.Uniform(torch.zeros_like(mean), torch.ones_like(mean))
+    return D.TransformedDistribution(base, [D.SigmoidTransform().inv, D.AffineTransform(mean, scale)])
+
+
+@pytest.mark.parametrize("likelihood, density", [("gaussian", D.Normal), ("logistic", logistic)])
+@pytest.mark.parametrize("mixture", ["joint", "per_channel"])
+def test_a_pixel_has_the_density_of_its_mixture(likelihood, density, mixture):
+    by_channel = density(MEANS, torch.tensor(.3, dtype=torch.float64)).log_prob(IMAGE[:, None])
+    assert torch.allclose(component_log_likelihood(IMAGE[:, None], MEANS, .3, likelihood), by_channel)
+    m, weights = spatial_mixture(IMAGE, MEANS, LOGITS, .3, likelihood, mixture), LOGITS.softmax(1)
+    joint = by_channel.sum(2, keepdim=True)
+    total = ((weights * joint.exp()).sum(1, keepdim=True).log() if mixture == "joint" else
+             (weights * by_channel.exp()).sum(1, keepdim=True).log().sum(2, keepdim=True))
+    assert torch.allclose(m.log_likelihood, total) and torch.allclose(m.log_components, joint)
+    assert torch.allclose(m.masks, weights) and torch.allclose(m.log_masks, weights.log())
+    assert torch.allclose(m.mask_posterior, joint.exp() / joint.exp().sum(1, keepdim=True))
+    assert torch.allclose(m.log_joint, weights.log() + joint)
+    for k in range(3):  # without slot k, the other masks shared out anew
+        others = [j for j in range(3) if j != k]
+        w = weights[:, others] / weights[:, others].sum(1, keepdim=True)
+        without = (w * joint[:, others].exp()).sum(1, keepdim=True).log()
+        assert torch.allclose(m.leave_one_out[:, k:k + 1], m.log_likelihood - without)
+
+
+@pytest.mark.parametrize("form, variance", [("softplus", lambda s: torch.log1p(s.exp()) + 1e-8),
+                                            ("exp", torch.exp)])
+def test_a_posterior_is_a_gaussian(form, variance):
+    λ, noise = torch.randn(2, 3, 8).double(), torch.randn(2, 3, 4).double()
+    q = posterior(λ, form)
+    assert torch.equal(q.mean, λ[..., :4]) and torch.allclose(q.variance, variance(λ[..., 4:]))
+    assert torch.allclose(q.sample(noise), q.mean + q.variance.sqrt() * noise)
+    ours = D.Normal(q.mean, q.variance.sqrt())
+    for prior in (1., .3):
+        kl = D.kl_divergence(ours, D.Normal(torch.zeros(()), math.sqrt(prior))).sum(-1)
+        assert torch.allclose(q.kl(prior), kl)
+    far = posterior(torch.tensor([[0., 0., -90., 90.]]), "exp")
+    assert torch.allclose(far.variance.log(), torch.tensor([[-20., 20.]]))
+    assert isinstance(q, Posterior)
+
+
+@pytest.mark.parametrize("kind", ["affine", "plain", "none"])
+@pytest.mark.parametrize("flat", ["joined", "broadcast"])
+def test_inputs_are_normalised_and_put_together_in_the_order_of_the_table(kind, flat):
+    from test_iodine import DecoderConfig, IODINEConfig, build
+    names = ("posterior_gradient", "coordinates", "means_gradient", "image", "posterior")
+    config = IODINEConfig((3, 6, 6), 2, 3, inputs=names, normalisation=kind, flat_inputs=flat,
+                          decoder=DecoderConfig((4,), 3))
+    model = build(config, 0.)
+    image = torch.rand(2, 3, 6, 6, generator=seeded(1)).double()
+    e = model.evaluate(image, model.start(2, 2, None), model.noise(2, 2, seeded(2)))
+    g = model.gradients(e)
+    spatial, vectors = model.inputs(model.state(image, e, g))
+    def normal(v, groups=1):
+        if kind == "none": return v.flatten(0, 1)
+        parts = v.flatten(0, 1).reshape(4, groups, -1)
+        spread = (parts.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return ((parts - parts.mean(2, keepdim=True)) / spread).reshape(v.flatten(0, 1).shape)
+    flats = torch.cat([e.posterior.flatten(0, 1), normal(g[0], 2 if kind == "plain" else 1)], 1)
+    axis = torch.linspace(-1, 1, 6).double()
+    place = torch.stack([axis[:, None].expand(6, 6), axis.expand(6, 6)]).expand(4, -1, -1, -1)
+    wanted = torch.cat([image.repeat_interleave(2, 0), normal(g[1]), place], 1)
+    if flat == "broadcast":
+        wanted, flats = torch.cat([wanted, flats[..., None, None].expand(-1, -1, 6, 6)], 1), flats[:, :0]
+    assert torch.allclose(spatial, wanted, atol=1e-6) and torch.allclose(vectors, flats)
+    assert (model.inputs.channels, model.inputs.flat) == (spatial.shape[1], vectors.shape[1])
+
+
+def test_inputs_that_are_not_in_the_table_or_all_flat_are_refused():
+    for names, said in ((("image", "colour"), "'colour' is not"), (("posterior",), "image-shaped"),
+                        ((), "image-shaped")):
+        with pytest.raises(ValueError, match=said): check_inputs(names)
+    assert RefinementInputs(("coordinates",), (3, 6, 6), 2, "cosine").channels == 8
+
+
+@pytest.mark.parametrize("update", ["additive", "gated"])
+@pytest.mark.parametrize("pooling", ["average", "flatten"])
+@pytest.mark.parametrize("source, lstm", [("hidden", 5), ("cell", 5), ("hidden", 0)])
+def test_the_refinement_is_what_its_configuration_says(update, pooling, source, lstm):
+    c = RefinementConfig((4, 6), 3, pooling, (7, 8), lstm, "elu", update, source)
+    torch.manual_seed(1)
+    f = Refinement(c, 2, 3, 2, (7, 9))
+    spatial, flat, λ = torch.randn(4, 2, 7, 9), torch.randn(4, 3), torch.randn(4, 4)
+    new, memory = f(spatial, flat, λ)
+    again, _ = f(spatial, flat, new, memory)
+    elu, conv = torch.nn.functional.elu, torch.nn.functional.conv2d
+    h = spatial
+    for layer in f.convolutions[::2]: h = elu(conv(h, layer.weight, layer.bias, 2, 1))
+    assert h.shape[1:] == (6, 2, 3)
+    h = h.mean((2, 3)) if pooling == "average" else h.flatten(1)
+    for layer in f.mlp[::2]: h = elu(layer(h))
+    h, state = torch.cat([h, flat], 1), None
+    assert [layer.out_features for layer in f.mlp[::2]] == [7, 8]
+    for before, found in ((λ, new), (new, again)):
+        if lstm: state = f.lstm(h, state)
+        out = f.head(state[["hidden", "cell"].index(source)] if lstm else h)
+        if update == "additive": wanted = before + out
+        else: wanted = out[:, :4] * (1 - out[:, 4:].sigmoid()) + before * out[:, 4:].sigmoid()
+        assert torch.allclose(found, wanted, atol=1e-6)
+    assert (memory is None) == (lstm == 0)
+    for wrong in (dict(kernel=2), dict(kernel=0), dict(lstm=-1), dict(mlp=(0,)), dict(channels=(4, 0))):
+        with pytest.raises(ValueError, match=f"refinement.{min(wrong)}"): c.change(**wrong)
+
+
+def test_how_much_each_iteration_counts():
+    assert loss_weights(4) == [0, .25, .5, .75, 1] and loss_weights(3, "port") == [.25, .5, .75, 1]
+    assert loss_weights(3, "last") == [0, 0, 0, 1]
