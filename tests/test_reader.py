@@ -1,4 +1,4 @@
-"""Chapters that are written for a reader: captions, exercises, sources that are listed, words that are plain."""
+"""Chapters that are written for a reader: captions, exercises, sources, plain words."""
 import json, re
 from pathlib import Path
 
@@ -30,9 +30,11 @@ def without_caption(book: list[dict]) -> list[str]:
 def test_a_chapter_is_written_for_a_reader(name):
     text = prose(name)
     assert not (bare := without_caption(cells(name))), f"{name}: figures without a caption: {bare}"
-    for needed in ("**Before you start.**", "**At the end**", "## Exercises", "## Where this comes back", "**Sources.**"):
+    for needed in ("**Before you start.**", "**At the end**", "## Exercises", "## Where this comes back",
+                   "**Sources.**"):
         assert needed in text, f"{name} lacks {needed}"
-    assert text.count("<details><summary>Answer</summary>") >= 3 and text.count("<details>") == text.count("</details>")
+    assert (text.count("<details><summary>Answer</summary>") >= 3
+            and text.count("<details>") == text.count("</details>"))
 
 
 @pytest.mark.parametrize("name", [*REWRITTEN, "57_parity", "58_reference"])
