@@ -15,7 +15,7 @@ PARTS = {
     "A first look": [0, 5, 9],
     "One latent": [50, 21, 22, 23],
     "IODINE, idea by idea": [10, 11, 12, 13, 14, 15, 48, 49, 57],
-    "Training and scores": [16, 17, 18, 20, 24, 25],
+    "Training and scores": [16, 17, 18, 20, *range(24, 30)],
     "The log": [*range(30, 40)],
     "Results": [*range(40, 48), 56],
     "One latent on NORB": [8, *range(51, 56)],
