@@ -120,7 +120,7 @@ def linear_coordinates(height: int, width: int) -> Float[Tensor, "2 H W"]:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 def cosine_coordinates(height: int, width: int, frequencies: int = 3) -> Float[Tensor, "F H W"]:
-    "cos(iπy)·cos(jπx), y and x from 0 to 1, i and j below `frequencies`, not both 0: frequencies² - 1 channels."
+    "cos(iπy)·cos(jπx), y, x from 0 to 1, i, j below `frequencies`, not both 0: frequencies² - 1 channels."
     y, x = (linear_coordinates(height, width) + 1) / 2
     waves = [(torch.cos(torch.pi * f * y), torch.cos(torch.pi * f * x)) for f in range(frequencies)]
     return torch.stack([down * across for down, _ in waves for _, across in waves][1:])

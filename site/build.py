@@ -1,6 +1,6 @@
-"""Build the site of the book from the committed notebooks and their outputs: site/build.py [folder, default _docs].
+"""Build the site from the committed notebooks and their outputs: site/build.py [folder, default _docs].
 
-Nothing is executed and nothing is fetched. The folder `source` in it is what Sphinx reads, `html` is the site."""
+Nothing is executed or fetched. The folder `source` in it is what Sphinx reads, `html` is the site."""
 import ast, base64, configparser, html, json, re, shutil, subprocess, sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -15,10 +15,10 @@ PARTS = {
     "A first look": [0, 5, 9],
     "One latent": [50, 21, 22, 23],
     "IODINE, idea by idea": [10, 11, 12, 13, 14, 15, 48, 49, 57],
-    "Training and scores": [16, 17, 18, 20, 24, 25],
+    "Training and scores": [16, 17, 18, 20, *range(24, 30)],
     "The log": [*range(30, 40)],
-    "Results": [*range(40, 48)],
-    "One latent on NORB": [8, *range(51, 57)],
+    "Results": [*range(40, 48), 56],
+    "One latent on NORB": [8, *range(51, 56)],
     "Variable length": [*range(60, 70)],
     "Neighbours": [*range(70, 80)],
     "Appendices": [1, 2, 3, 4, 6, 7, 19, 58],
@@ -35,18 +35,21 @@ def parts() -> dict[str, list[Path]]:
     found, places = notebooks(), [n for numbers in PARTS.values() for n in numbers]
     for n, path in found.items():
         if places.count(n) != 1:
-            raise ValueError(f"PARTS: {path.name} stands in {places.count(n)} parts of the sidebar, must be in one")
+            raise ValueError(
+                f"PARTS: {path.name} stands in {places.count(n)} parts of the sidebar, must be in one")
     return {part: [found[n] for n in numbers if n in found] for part, numbers in PARTS.items()}
 
 
 def markdown(source: str) -> str:
     "Markdown of a notebook, with links that leave the folder of the notebooks mended."
-    return source.replace("](../CONTRIBUTING.md)", "](../contributing.md)").replace("](../README.md)", "](../index.md)")
+    return source.replace("](../CONTRIBUTING.md)", "](../contributing.md)").replace("](../README.md)",
+        "](../index.md)")
 
 
 def alternative(cells: list[dict], i: int, heading: str) -> str:
-    "What to say in place of a figure: its caption, which is the emphasised text below it, else the heading above."
-    below = "".join(cells[i + 1]["source"]) if i + 1 < len(cells) and cells[i + 1]["cell_type"] == "markdown" else ""
+    "What to say in place of a figure: its caption, the emphasised text below it, else the heading above."
+    below = ("".join(cells[i + 1]["source"]) if i + 1 < len(cells)
+             and cells[i + 1]["cell_type"] == "markdown" else "")
     caption = re.match(r"\*(?!\*)(.+?)\*(?:\n\n|$)", below.strip(), re.DOTALL)
     text = caption[1] if caption else f"Figure in the section: {heading}"
     return re.sub(r"\s+", " ", re.sub(r"[*`$\\{}]|\]\([^)]*\)|\[", "", text)).strip()[:300]
@@ -60,13 +63,15 @@ def prepared(path: Path) -> dict:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
+            if cells: source = re.sub(r"^# ", "## ", source, flags=re.MULTILINE)  # a page has one title
             cells.append({**cell, "source": markdown(source)})
             continue
         said = set(re.findall(r"^#\|\s*(\w[\w-]*)", source, re.MULTILINE))
         if said & {"hide", "default_exp"} or not source.strip(): continue
         tags = ["remove-input"] * ("echo" in said) + ["hide-input"] * ("code-fold" in said)
-        shown = {**cell, "source": re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE).strip("\n"), "metadata": {
-            "tags": tags, "mystnb": {"image": {"alt": alternative(book["cells"], i, heading)}}}}
+        shown = {**cell, "source": re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE).strip("\n"),
+                 "metadata": {
+                     "tags": tags, "mystnb": {"image": {"alt": alternative(book["cells"], i, heading)}}}}
         if "export" in said:
             cells.append({"cell_type": "markdown", "id": f"at-{cell['id']}", "metadata": {},
                           "source": f'<span id="cell-{cell["id"]}"></span>'})
@@ -88,8 +93,10 @@ def index() -> str:
     "The first page: the README, and the sidebar."
     readme = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](book/\1)", (TOP / "README.md").read_text())
     readme = readme.replace("](CONTRIBUTING.md)", "](contributing.md)")
-    readme = re.sub(r"\]\((?!https?:|book/|pics/|contributing|#)[^)]+\)", f"]({SETTINGS['DEFAULT']['git_url']})", readme)
-    trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths]) for part, paths in parts().items() if paths]
+    readme = re.sub(r"\]\((?!https?:|book/|pics/|contributing|#)[^)]+\)",
+                    f"]({SETTINGS['DEFAULT']['git_url']})", readme)
+    trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths])
+             for part, paths in parts().items() if paths]
     return "\n\n".join([readme, *trees, toctree("Reference", ["log", "api/index", "contributing"])])
 
 
@@ -111,17 +118,19 @@ def entries() -> list[dict]:
             if cell["cell_type"] == "markdown":
                 for block in re.split(r"^(?=## )", source, flags=re.MULTILINE):
                     if head := re.match(r"## (\d{4}-\d\d-\d\d) · (.+)\n?", block):
-                        entry = dict(date=head[1], title=head[2], path=path, text=block[head.end():], picture=None)
+                        entry = dict(date=head[1], title=head[2], path=path, text=block[head.end():],
+                                     picture=None)
                         found.append(entry)
                     elif block.startswith("## "): entry = None
             elif entry and not entry["picture"]:
-                pictures = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+                pictures = [o["data"]["image/png"]
+                            for o in cell["outputs"] if "image/png" in o.get("data", {})]
                 entry["picture"] = next(iter(pictures), None)
     return sorted(found, key=lambda e: (e["date"], e["path"].name), reverse=True)
 
 
 def opening(text: str) -> str:
-    "The first paragraphs of an entry: up to the first list, table or code, and no more than about a hundred words."
+    "The first paragraphs of an entry: up to the first list, table or code, about a hundred words at most."
     kept, words = [], 0
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         if not paragraph or re.match(r"[|*\-#]\s|\||```|\d\.", paragraph) or words > 60: break
@@ -132,7 +141,8 @@ def opening(text: str) -> str:
 def log_page(folder: Path) -> str:
     "The diary: every entry's opening and first picture, newest first."
     (folder / "log_pictures").mkdir()
-    lines = ["# The log", "", "Every dated entry of the book, newest first, as it begins, with its first figure. "
+    lines = ["# The log", "",
+             "Every dated entry of the book, newest first, as it begins, with its first figure. "
              "The <a href=\"log.xml\">feed</a> tells a reader of feeds about new ones.", ""]
     for i, e in enumerate(entries()):
         link = f"book/{e['path'].name}"
@@ -155,12 +165,14 @@ def feed() -> bytes:
         return element
     found = entries()
     add(root, "title", "The log of iodine_nb"); add(root, "id", f"{HOME}/log.html")
-    add(root, "updated", f"{found[0]['date']}T00:00:00Z"); add(root, "link", href=f"{HOME}/log.xml", rel="self")
+    add(root, "updated", f"{found[0]['date']}T00:00:00Z")
+    add(root, "link", href=f"{HOME}/log.xml", rel="self")
     add(add(root, "author"), "name", SETTINGS["DEFAULT"]["author"])
     for e in found:
         page = f"{HOME}/book/{e['path'].stem}.html#{anchor(e['date'] + ' · ' + e['title'])}"
         entry = add(root, "entry")
-        add(entry, "title", e["title"]); add(entry, "id", page); add(entry, "updated", f"{e['date']}T00:00:00Z")
+        add(entry, "title", e["title"]); add(entry, "id", page)
+        add(entry, "updated", f"{e['date']}T00:00:00Z")
         add(entry, "link", href=page); add(entry, "summary", opening(e["text"]))
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
@@ -189,12 +201,15 @@ def described(node: ast.AST, source: str) -> list[str]:
     said = html.escape(ast.get_docstring(node) or "", quote=False)
     fields = [f"    {ast.unparse(n)}" for n in node.body if isinstance(n, ast.AnnAssign)] \
         if isinstance(node, ast.ClassDef) else []
-    methods = [n for n in getattr(node, "body", []) if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    methods = [n for n in getattr(node, "body", []) if isinstance(n, ast.FunctionDef)
+               and not n.name.startswith("_")]
     lines = [f"## {node.name}", "", "```python", signature(node), *fields, "```", "", said, "",
-             f'<a class="cell-link" href="../book/{notebook}.html#cell-{cell}">the cell that makes it, in {notebook}</a>', ""]
+             f'<a class="cell-link" href="../book/{notebook}.html#cell-{cell}">the cell that makes it, in '
+             f'{notebook}</a>', ""]
     for m in methods:
-        lines += [f"* `{signature(m)}`: {html.escape(ast.get_docstring(m) or '', quote=False).splitlines()[0]}"
-                  if ast.get_docstring(m) else f"* `{signature(m)}`"]
+        lines += [
+            f"* `{signature(m)}`: {html.escape(ast.get_docstring(m) or '', quote=False).splitlines()[0]}"
+            if ast.get_docstring(m) else f"* `{signature(m)}`"]
     return [*lines, ""]
 
 
@@ -212,9 +227,9 @@ def api(folder: Path) -> None:
         (folder / f"{module}.md").write_text("\n".join(lines))
         pages.append(module)
     links = "\n".join(f"* [{p}]({p}.md)" for p in pages)
-    (folder / "index.md").write_text(
-        f"# The library\n\nEvery function and class, from its docstring, with a link to the cell that makes it.\n\n"
-        f"{links}\n\n" + toctree("Modules", pages))
+    (folder / "index.md").write_text("# The library\n\nEvery function and class, from its docstring, with "
+                                     "a link to the cell that makes it.\n\n"
+                                     f"{links}\n\n" + toctree("Modules", pages))
 
 
 def build(out: Path) -> None:
@@ -228,8 +243,8 @@ def build(out: Path) -> None:
     (source / "contributing.md").write_text(contributing)
     (source / "log.md").write_text(log_page(source))
     api(source / "api")
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", TOP / "site", "-d", out / "doctrees",
-                    source, site], check=True)
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", TOP / "site", "-d",
+                    out / "doctrees", source, site], check=True)
     (site / "log.xml").write_bytes(feed())
     print(f"open {site / 'index.html'}")
 

@@ -1,5 +1,5 @@
-"""The book as a web site: it builds offline, its links lead somewhere, and it works in a browser from a file."""
-import importlib.util, os, re, resource, shutil, subprocess, sys
+"""The book as a web site: it builds offline, its links lead somewhere, it works from a file."""
+import importlib.util, re, resource, shutil, subprocess, sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +8,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 TOP = Path(__file__).parent.parent
-MISSING = [m for m in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "mathjax") if not importlib.util.find_spec(m)]
+MISSING = [m for m in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "mathjax")
+           if not importlib.util.find_spec(m)]
+NAMED = ("canonical", "index", "search", "next", "prev")  # links of a page that load nothing
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason="the group `site` is not installed: no site is built")
 browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: browser tests are skipped")
@@ -35,7 +37,7 @@ class Page(HTMLParser):
         a = dict(attributes)
         self.names |= {a[k] for k in ("id", "name") if a.get(k)}
         if tag == "a" and a.get("href"): self.links.append(a["href"])
-        loads = a.get("href") if tag == "link" and a.get("rel") not in ("canonical", "index", "search", "next", "prev") \
+        loads = a.get("href") if tag == "link" and a.get("rel") not in NAMED \
             else a.get("src")
         if loads: self.loads.append(loads)
         if tag == "img" and not a.get("alt"): self.mute.append(a.get("src", "")[:80])
@@ -62,7 +64,8 @@ def test_every_link_leads_somewhere(site):
 
 
 def test_a_wrong_link_is_found(tmp_path):
-    (tmp_path / "a.html").write_text('<p id="here"><a href="#here"></a><a href="b.html"></a><a href="#there"></a>')
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"></a><a href="b.html"></a><a href="#there"></a>')
     assert len(wrong_links(tmp_path)) == 2
 
 
@@ -78,9 +81,11 @@ def test_every_chapter_and_every_entry_is_there(site):
     assert names == {p.stem for p in (site / "book").glob("*.html")}
     sidebar = (site / "index.html").read_text().split('class="sidebar-tree"')[1]
     assert all(f'href="book/{n}.html"' in sidebar for n in names)
-    dates = [m for p in (TOP / "nbs").glob("*.ipynb") for m in re.findall(r'"## (\d{4}-\d\d-\d\d) · ', p.read_text())]
+    dates = [m for p in (TOP / "nbs").glob("*.ipynb")
+             for m in re.findall(r'"## (\d{4}-\d\d-\d\d) · ', p.read_text())]
     space = "{http://www.w3.org/2005/Atom}"
-    told = [e.findtext(f"{space}updated")[:10] for e in ET.parse(site / "log.xml").getroot().iter(f"{space}entry")]
+    told = [e.findtext(f"{space}updated")[:10]
+            for e in ET.parse(site / "log.xml").getroot().iter(f"{space}entry")]
     assert told == sorted(dates, reverse=True)
 
 
@@ -131,7 +136,8 @@ def test_it_works_from_a_file(site, browser):
 @browser_test
 def test_it_fits_a_phone(site, browser):
     page, _, complaints = watched(browser, viewport={"width": 390, "height": 844}, device_scale_factor=2)
-    for name in ("index", "log", "book/09_sixty_lines", "book/11_decoder", "book/12_inputs", "api/iodine_nb.models.iodine"):
+    for name in ("index", "log", "book/09_sixty_lines", "book/11_decoder", "book/12_inputs",
+                 "api/iodine_nb.models.iodine"):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
     page.goto((site / "book/11_decoder.html").as_uri())

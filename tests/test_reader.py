@@ -1,0 +1,51 @@
+"""Chapters that are written for a reader: captions, exercises, sources, plain words."""
+import json, re
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).parent.parent / "nbs"
+REWRITTEN = ("09_sixty_lines", "10_distributions", "11_decoder")
+PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
+
+
+def cells(name: str) -> list[dict]:
+    return json.loads((NBS / f"{name}.ipynb").read_text())["cells"]
+
+
+def prose(name: str) -> str:
+    "What a chapter says, without code."
+    text = "\n\n".join("".join(c["source"]) for c in cells(name) if c["cell_type"] == "markdown")
+    return re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+
+
+def without_caption(book: list[dict]) -> list[str]:
+    "Cells that draw a figure, and are not followed by a text that begins with an emphasised caption."
+    draws = lambda c: any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
+    follows = lambda i: "".join(book[i + 1]["source"]) if book[i + 1]["cell_type"] == "markdown" else ""
+    return [c["id"] for i, c in enumerate(book) if draws(c) and not re.match(r"\*[^*]", follows(i))]
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_chapter_is_written_for_a_reader(name):
+    text = prose(name)
+    assert not (bare := without_caption(cells(name))), f"{name}: figures without a caption: {bare}"
+    for needed in ("**Before you start.**", "**At the end**", "## Exercises", "## Where this comes back",
+                   "**Sources.**"):
+        assert needed in text, f"{name} lacks {needed}"
+    assert (text.count("<details><summary>Answer</summary>") >= 3
+            and text.count("<details>") == text.count("</details>"))
+
+
+@pytest.mark.parametrize("name", [*REWRITTEN, "57_parity", "58_reference"])
+def test_words_are_plain_and_sources_listed(name):
+    text = prose(name).replace("older entries call it an *arm*", "")  # where the word is defined
+    assert not (found := re.findall(PRIVATE, text, re.IGNORECASE)), f"{name} says {found}"
+    listed = set(re.findall(r"arXiv:(\d{4}\.\d{5})", prose("58_reference")))
+    assert set(re.findall(r"arXiv:(\d{4}\.\d{5})", prose(name))) <= listed
+
+
+def test_a_missing_caption_is_found():
+    figure = {"cell_type": "code", "id": "f", "source": [], "outputs": [{"data": {"image/png": ""}}]}
+    for text, wanted in (("*What to notice.*", []), ("**Bold**, no caption.", ["f"]), ("Text.", ["f"])):
+        assert without_caption([figure, {"cell_type": "markdown", "source": [text]}]) == wanted
