@@ -180,6 +180,7 @@ def whole_file(path: str | Path):
         os.replace(temporary, path)
     finally: Path(temporary).unlink(missing_ok=True)
 
+# %% ../nbs/01_core.ipynb #01d00001
 def _umask() -> int:
     os.umask(now := os.umask(0))
     return now

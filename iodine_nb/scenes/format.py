@@ -141,18 +141,21 @@ def save_scenes(path: str | Path,
         for part in parts if isinstance(parts, Iterable) else [parts]:
             fields = _fields(check_scenes(part, str(path)))
             _check_like(before := before or _shapes(fields), _shapes(fields), count, str(path))
-            _check_room(path, sum(v.nbytes for v in fields.values()))
-            for k, v in fields.items(): _append(f, k, v, count)
-            f.flush()
+            _append(f, fields, count, path)
             count += len(part)
             said, shown = said or part.visibility[:, 1:].any(), shown or part.mask is None or part.mask.any()
         if not count: raise ValueError(f"{path}: no scenes to write")
-        if said and not shown: raise ValueError(f"{path}: mask: all are 0, but visibility names objects; "
-                                                "masks that are not known are None")
+        _check_shown(said, shown, path)
         f.attrs.update(format=FORMAT, name=name, split=split, seed=seed, source=json.dumps(source))
     return count
 
 # %% ../../nbs/04_data.ipynb #c006
+def _check_shown(said, shown, path: str | Path) -> None:
+    "ValueError if scenes are said to have objects, and no mask shows one."
+    if said and not shown:
+        raise ValueError(f"{path}: mask: all are 0, but visibility names objects; masks that are not known "
+                         "are None")
+
 def _check_room(path: str | Path, size: int) -> None:
     "OSError unless the disk has room for `size` bytes, and some: HDF5 itself crashes when it has not."
     need, free = size + size // 8 + (1 << 20), shutil.disk_usage(Path(path).absolute().parent).free
@@ -160,14 +163,18 @@ def _check_room(path: str | Path, size: int) -> None:
         raise OSError(f"{path}: the next scenes may need {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f}; "
                       "no file was written. Make room, or write fewer scenes")
 
-def _append(f: h5py.File, field: str, value: np.ndarray, count: int) -> None:
-    "Append rows to a dataset, made at the first call: chunks of a few images, lightly compressed."
-    one = value.shape[1:]
-    if field not in f:
-        f.create_dataset(field, (0, *one), value.dtype, maxshape=(None, *one),
-                         chunks=(min(16, max(1, len(value))), *one), compression="gzip", compression_opts=1)
-    f[field].resize(count + len(value), 0)
-    f[field][count:] = value
+# %% ../../nbs/04_data.ipynb #04d00012
+def _append(f: h5py.File, fields: dict[str, np.ndarray], count: int, path: str | Path) -> None:
+    "Append rows to datasets, made at the first call: chunks of a few images, lightly compressed."
+    _check_room(path, sum(v.nbytes for v in fields.values()))
+    for field, value in fields.items():
+        one = value.shape[1:]
+        if field not in f:
+            f.create_dataset(field, (0, *one), value.dtype, maxshape=(None, *one),
+                             chunks=(min(16, max(1, len(value))), *one), compression="gzip", compression_opts=1)
+        f[field].resize(count + len(value), 0)
+        f[field][count:] = value
+    f.flush()
 
 # %% ../../nbs/04_data.ipynb #04d00002
 def elsewhere(file: h5py.File) -> str | None:

@@ -226,6 +226,7 @@ def _check_ranges(**ranges: tuple[float, float]) -> None:
             what = f"from least to most, both from 0 to 1, is {low:g} to {high:g}"
             raise ValueError(f"multi_dsprites: {name} must be {what}")
 
+# %% ../../nbs/02_sprites.ipynb #02d00001
 def multi_dsprites(n: int,  # scenes
                    rng: np.random.Generator,
                    variant: str = "colored_on_grayscale",  # or binarized, colored_on_colored

@@ -120,6 +120,7 @@ def scores_said(batch: Batch, e: Decomposition, first: int, seed: int) -> str:
     which = f"scenes {first} to {first + n - 1}" if n > 1 else f"scene {first}"
     return f"{which}, sampling seed {seed}: {values}"
 
+# %% ../../nbs/26_own_pictures.ipynb #26d00001
 def check_figure(path: Path) -> None:
     "ValueError unless the name of a figure ends in .png, .svg or .pdf."
     if path.suffix not in (".png", ".svg", ".pdf"):

@@ -109,6 +109,7 @@ def segmentation_scores(true: Integer[Tensor, "B H W"],
     return dict(ari_fg=adjusted_rand_index(table[:, 1:]), ari=adjusted_rand_index(table),
                 miou=mean_iou(table))
 
+# %% ../../nbs/16_metrics.ipynb #16d00001
 def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise | None = None,
                          by: str = "masks", **infer) -> dict[str, Float[Tensor, "B"]]:
     """The scores of a model that takes scenes apart, at its last iteration, for every image; MSE per pixel
