@@ -167,13 +167,14 @@ def _check_room(path: str | Path, size: int) -> None:
 def _append(f: h5py.File, fields: dict[str, np.ndarray], count: int, path: str | Path) -> None:
     "Append rows to datasets, made at the first call: chunks of a few images, lightly compressed."
     _check_room(path, sum(v.nbytes for v in fields.values()))
-    for field, value in fields.items():
+    for name, value in fields.items():
         one = value.shape[1:]
-        if field not in f:
-            f.create_dataset(field, (0, *one), value.dtype, maxshape=(None, *one),
-                             chunks=(min(16, max(1, len(value))), *one), compression="gzip", compression_opts=1)
-        f[field].resize(count + len(value), 0)
-        f[field][count:] = value
+        if name not in f:
+            chunks = min(16, max(1, len(value))), *one
+            f.create_dataset(name, (0, *one), value.dtype, maxshape=(None, *one), chunks=chunks,
+                             compression="gzip", compression_opts=1)
+        f[name].resize(count + len(value), 0)
+        f[name][count:] = value
     f.flush()
 
 # %% ../../nbs/04_data.ipynb #04d00002
