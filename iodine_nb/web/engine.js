@@ -29,7 +29,8 @@ export const KNOWN = {
 };
 const LOOKING = { "attention.channels": null, "attention.kernel": null, "attention.strides": null,
   "attention.features": null, "attention.slot": null, "attention.mlp": null, "attention.iterations": null,
-  "attention.gradient": null, "attention.start": ["shared", "learned"], "attention.query_noise": null };
+  "attention.gradient": null, "attention.start": ["shared", "learned"], "attention.query_noise": null,
+  "attention.frame": ["picture"] };
 const DECODER = Object.fromEntries(Object.entries(KNOWN).filter(([name]) => name.startsWith("decoder.")));
 export const KINDS = {
   iodine: KNOWN, slot_frame: KNOWN, attention_start: { ...KNOWN, ...LOOKING },
