@@ -13,6 +13,11 @@ def skipped(cell) -> bool:
     return cell.cell_type == "code" and "#| eval: false" in cell.source
 
 
+def is_live(out) -> bool:
+    "Whether an output is a widget or a progress bar, of which nothing is left without a kernel."
+    return "application/vnd.jupyter.widget-view+json" in out.get("data", {})
+
+
 def run(path: Path, fresh: bool) -> None:
     "Execute one notebook in its own folder; cells marked `eval: false` are left out."
     notebook, begun = nbformat.read(path, 4), time.monotonic()
@@ -23,6 +28,7 @@ def run(path: Path, fresh: bool) -> None:
         for i, cell in enumerate(notebook.cells):
             if cell.cell_type != "code" or skipped(cell): continue
             client.execute_cell(cell, i)
+            cell.outputs = [out for out in cell.outputs if not is_live(out)]
             if fresh: show(cell)
     if not fresh: nbformat.write(notebook, path)
     print(f"{path.name}: {time.monotonic() - begun:.0f} s", flush=True)

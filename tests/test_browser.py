@@ -15,15 +15,6 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def file(tmp_path_factory):
     "A page with two models, one of which knows the place of its slots."
     torch.set_num_threads(1)

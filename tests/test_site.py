@@ -96,15 +96,6 @@ def test_a_chapter_without_a_part_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="30_elu_or_relu.ipynb stands in 0 parts"): build.parts()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def watched(browser, **options):
     "A page, and lists of what it asks of other places and of what it complains about."
     page, asked, complaints = browser.new_page(**options), [], []

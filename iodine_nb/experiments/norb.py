@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'SIZES', 'DEPTHS', 'WEIGHTS', 'CLIPPED', 'TIMES', 'STARTS', 'FITTED', 'CAPACITY', 'EXPLOSIONS', 'BEST',
            'PAIRS_USED', 'RESUMES', 'COLUMNS', 'norb_runs', 'ask', 'questions', 'norb_files', 'measure', 'run_norb',
-           'trained', 'norb_scores', 'pca_errors', 'pca_report', 'resumed', 'resume_base', 'run_resumes', 'cell',
-           'norb_table']
+           'norb_scores', 'pca_errors', 'pca_report', 'resumed', 'resume_base', 'run_resumes', 'cell', 'norb_table']
 
 # %% ../../nbs/55_norb_runs.ipynb #c002
 import json, tempfile
@@ -132,14 +131,6 @@ def run_norb(asked: Ablation, arm: str, seed: int, files: dict[str, SceneFile],
         fit(model, files["train"], x.training, record.path, files["validation"], vae_scores, x.to_dict(),
             progress=False)
     if finished(asked, arm, seed): write_json(record.path / "scores.json", measure(model, x, files))
-
-# %% ../../nbs/55_norb_runs.ipynb #c015
-def trained(asked: Ablation, arm: str, seed: int) -> VAE:
-    "The model of a run whose checkpoint is still there (checkpoints are not kept with the book)."
-    checkpoint = asked.record(arm, seed).checkpoint
-    load_weights(model := build(asked.experiment(arm, seed)), checkpoint_weights(open_tensors(checkpoint)[0]),
-                 checkpoint)
-    return model.eval()
 
 # %% ../../nbs/55_norb_runs.ipynb #c017
 def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
