@@ -86,6 +86,13 @@ def test_saved_outputs_need_no_kernel():
                 assert not live, (path.name, cell["id"])
 
 
+def test_cells_have_names_of_their_own():
+    "Merging and `nbdev` go by the names; of two cells with one name a tool may lose one."
+    for path in (TOP / "nbs").glob("*.ipynb"):
+        names = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
+        assert len(set(names)) == len(names), path.name
+
+
 def test_links_between_notebooks_lead_somewhere():
     for path in [*(TOP / "nbs").glob("*.ipynb"), TOP / "README.md"]:
         text = path.read_text()

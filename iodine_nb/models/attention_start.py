@@ -95,7 +95,7 @@ _sprites = _tetrominoes.change(
 _clevr = _sprites.change(slots=7, latent=10, iterations=2, sigma=.2, kl_weight=.2)
 _long = _training.change(steps=20_000, batch_size=16, warmup=1_000, decay_steps=20_000, evaluate_every=1_000)
 
-# %% ../../nbs/71_attention_start.ipynb #a71f0006
+# %% ../../nbs/71_attention_start.ipynb #a71d0006
 _own = _tetrominoes.change(
     image=(3, 28, 28), slots=5, decoder__channels=(32, 32, 32, 32), refinement__channels=(32, 32, 32),
     refinement__mlp=(128,), refinement__lstm=64, attention__channels=(32, 32, 32, 32),
