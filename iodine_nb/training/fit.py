@@ -46,7 +46,7 @@ class Ramp(Config):
 # %% ../../nbs/17_training.ipynb #c004b
 @dataclass(frozen=True)
 class OptimiserConfig(Config):
-    "How weights change in a step. Defaults: the published optimiser of IODINE."
+    "How weights change in a step. Defaults: those of IODINE's released code for CLEVR6 (chapter 15)."
     optimiser: Literal["adam", "muon"] = "adam"  # muon: for matrices and kernels; Adam for the rest
     learning_rate: float = 1e-3
     beta1: float = .95  # of Adam
