@@ -17,7 +17,7 @@ from torch import Tensor
 # %% ../../nbs/10_distributions.ipynb #c005
 def component_log_likelihood(image: Float[Tensor, "B #K C H W"],
                              means: Float[Tensor, "B K C H W"],
-    sigma: float,  # standard deviation (gaussian) or scale (logistic), in units of the image's range
+                             sigma: float,  # in units of the image: standard deviation, or logistic scale
                              likelihood: str = "gaussian",  # or logistic
 ) -> Float[Tensor, "B K C H W"]:
     "log p(x | μ_k) of every channel of every pixel, in nats."
@@ -39,8 +39,7 @@ class Mixture(NamedTuple):
     def mask_posterior(self): return self.log_components.softmax(1)
 
     @property
-    # log m_k p(x_i | μ_k); its softmax: how probably slot k made the pixel
-    def log_joint(self):
+    def log_joint(self):  # log m_k p(x_i | μ_k); its softmax: how probably slot k made the pixel
         return self.log_masks + self.log_components
 
     @property
@@ -52,8 +51,7 @@ class Mixture(NamedTuple):
 def _logsumexp_of_others(v: Float[Tensor, "B K *rest"]) -> Float[Tensor, "B K *rest"]:
     "For each slot, log Σ exp over all the other slots; the lowest value there is, if there is no other."
     top, place = v.max(1, keepdim=True)
-    is_top = torch.zeros_like(v, dtype=torch.bool).scatter(1, place, True)
-    # what the largest must do without
+    is_top = torch.zeros_like(v, dtype=torch.bool).scatter(1, place, True)  # it must do without itself
     rest = v.masked_fill(is_top, torch.finfo(v.dtype).min / 2).logsumexp(1, keepdim=True)
     ratio = (v - top).exp()  # the others keep the largest: of their sum, at least 1 remains
     return torch.where(is_top, rest, top + (ratio.sum(1, keepdim=True) - ratio).clamp_min(1).log())
