@@ -40,10 +40,10 @@ class BroadcastConv(nn.Module):
         return (per_tap @ self.taps).unflatten(-1, (height, width)) + place
 
 # %% ../../nbs/11_decoder.ipynb #c011
-ACTIVATIONS = {"elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True),
-               "leaky_relu": partial(nn.LeakyReLU, inplace=True),
-               # in place where the result is all that backward needs
-               "softplus": nn.Softplus, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS = {  # in place where the result is all that backward needs
+    "elu": partial(nn.ELU, inplace=True), "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True), "softplus": nn.Softplus, "gelu": nn.GELU,
+    "tanh": nn.Tanh}
 Activation = Literal["elu", "relu", "leaky_relu", "softplus", "gelu", "tanh"]
 
 @dataclass(frozen=True)
