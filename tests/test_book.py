@@ -11,7 +11,7 @@ from iodine_nb.cli import main
 from iodine_nb.scenes.format import SceneFile, save_scenes
 from iodine_nb.training.metrics import evaluate, way_of
 from iodine_nb.experiments.experiment import Experiment, experiment_of, load_model
-from iodine_nb.experiments.presets import preset
+from iodine_nb.experiments.presets import ABOUT, preset
 from iodine_nb.scenes.sprites import tetrominoes
 from iodine_nb.training.fit import Record
 
@@ -75,6 +75,12 @@ def test_eval_without_a_file_reprints_the_card(name, tmp_path):
     card = load_model(name)[1]["scores"]["best_of_1"]
     # the same scenes and random numbers; elsewhere torch may round otherwise, and a scene may tip over
     for quantity, values in found.items(): assert abs(values[0] - card[quantity][0]) < .01, quantity
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_the_minutes_that_are_promised_were_measured(name):
+    minutes = json.loads((TOP / "data/runs" / f"{name}-seed-0" / "minutes.json").read_text())["core_minutes"]
+    assert ABOUT[name][1] == round(minutes)
 
 
 def test_saved_outputs_need_no_kernel():

@@ -133,8 +133,8 @@ ABOUT = {  # what for, minutes of one core
     "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; the best CLEVR weights here", 42),
     "framed_sprites_start": ("sprites at 64×64, slots in their own frames, first of three runs", 29),
     "framed_sprites": ("the same, third of three runs; the best sprite weights here", 68),
-    "attention_tetrominoes": ("Tetrominoes, IODINE that starts from Slot Attention", 18),
-    "slots_tetrominoes": ("Tetrominoes, Slot Attention", 17),
+    "attention_tetrominoes": ("Tetrominoes, IODINE that starts from Slot Attention", 32),
+    "slots_tetrominoes": ("Tetrominoes, Slot Attention", 22),
     "small": ("for ablations: Tetrominoes at 14×14", 11),
 }
 

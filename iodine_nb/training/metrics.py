@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union', 'match_slots',
            'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'lowest', 'segmentation_scores',
            'decomposition_scores', 'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table',
-           'matched_slots', 'object_latents', 'probe_factors', 'disentanglement', 'probe_table']
+           'matched_slots', 'object_latents', 'probe_factors', 'disentanglement']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -265,10 +265,3 @@ def disentanglement(importance: Float[np.ndarray, "D F"]) -> dict[str, float]:
     c = 1 - entropy(share(importance), max(2, importance.shape[0]))
     return {"disentanglement": float((d * importance.sum(1)).sum() / importance.sum()),
             "completeness": float(c.mean())}
-
-# %% ../../nbs/16_metrics.ipynb #c025
-def probe_table(scores: dict[str, dict]) -> str:
-    "Scores of `probe_factors` as a Markdown table."
-    rows = [[k, "accuracy" if s["kinds"] else "R²", *(f"{s[n]:.2f}" for n in ("linear", "forest", "chance"))]
-            for k, s in scores.items()]
-    return markdown_table(["factor", "score", "linear", "forest", "chance"], rows)
