@@ -144,9 +144,21 @@ def test_the_conv_lstm_is_an_lstm_in_every_pixel():
         for a, b in zip(state, plain):
             assert (a.permute(0, 2, 3, 1).reshape(-1, 4) - b).abs().max() < 1e-12
         assert torch.equal(out, ours.project(state[0]))
-    gate = ConvLSTM(3, 4, "gate").double()
+
+
+def test_a_memory_that_shows_its_output_gate_keeps_its_state():
+    "The mistake of the log's program is in what the next layer sees; the state goes on as in an LSTM."
+    torch.manual_seed(0)
+    ours, gate = ConvLSTM(3, 4).double(), ConvLSTM(3, 4, "gate").double()
     gate.load_state_dict(ours.state_dict())
-    assert (gate(x, None)[1][0] >= 0).all()  # a gate, where hidden states have both signs
+    state, same = None, None
+    for t in range(3):
+        x = torch.randn(2, 3, 5, 6, generator=seeded(t), dtype=torch.float64)
+        before = state
+        (_, state), (shown, same) = ours(x, state), gate(x, same)
+        assert all(torch.equal(a, b) for a, b in zip(state, same))
+        assert torch.equal(shown, gate.project(gate.update(x, before)[0]))
+        assert 0 < gate.update(x, before)[0].min() and state[0].min() < 0
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "sum", "previous", "both"])

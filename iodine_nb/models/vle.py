@@ -144,17 +144,17 @@ class ConvLSTM(nn.Module):
         self.project, self.output = nn.Conv2d(hidden, inputs, 1), output
 
     def update(self, x: Float[Tensor, "B c H W"], state: tuple | None) -> tuple:
-        "The new state; the gates stand in the order of torch's LSTM."
+        "The output gate, and the new state; the gates stand in the order of torch's LSTM."
         b, _, h, w = x.shape
         zero = x.new_zeros(b, self.gates.out_channels // 4, h, w)
         hidden, cell = state or (zero, zero)
         i, f, g, o = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        return (o.sigmoid() if self.output == "gate" else o.sigmoid() * cell.tanh()), cell
+        return o.sigmoid(), (o.sigmoid() * cell.tanh(), cell)
 
     def forward(self, x: Float[Tensor, "B c H W"], state: tuple | None):
-        state = self.update(x, state)
-        return self.project(state[0]), state
+        gate, state = self.update(x, state)
+        return self.project(gate if self.output == "gate" else state[0]), state
 
 # %% ../../nbs/60_vle.ipynb #v022
 class Encoder(nn.Module):
