@@ -10,9 +10,9 @@ export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 
 .PHONY: demo explore test lint lab book site wheel wasm hooks clean
 demo: .venv/ready
-	$(BIN)/python tests/run_notebooks.py --fresh nbs/05_first_look.ipynb
+	$(BIN)/python tests/run_notebooks.py --fresh nbs/01_first_look.ipynb
 	@echo "Its figures: pics/decomposition.png pics/iterations.png pics/training.png."
-	@echo "Next: make explore; or make lab, and open nbs/05_first_look.ipynb"
+	@echo "Next: make explore; or make lab, and open nbs/01_first_look.ipynb"
 
 test: .venv/ready lint
 	@git status --porcelain > .venv/status 2>/dev/null || true

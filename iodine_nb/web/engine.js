@@ -5,7 +5,7 @@
 //   const { means, maskLogits } = model.decode(z);      // latents [K, D]
 //
 // It computes what `IODINE.infer` of the library computes, with the gradients written by hand: the chapter
-// 48_gradient_by_hand derives each of them, and the comments here say only which one it is. Channels are last
+// 18_gradient_by_hand derives each of them, and the comments here say only which one it is. Channels are last
 // everywhere: λ [K, 2D], means [K, H, W, C], masks [K, H, W].
 import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp,
          sigmoid, softmax } from "./blocks.js";

@@ -3,7 +3,7 @@
 // Everything expensive in our models is one operation: "for every place of a picture, add up the numbers that
 // lie at some taps around it, each times a weight". A convolution has k × k taps, a linear layer one, and a
 // transposed convolution of stride 2 is four convolutions, one for each combination of even and odd rows and
-// columns. The backward passes are the same with other weights (48_gradient_by_hand). So there is one kernel.
+// columns. The backward passes are the same with other weights (18_gradient_by_hand). So there is one kernel.
 //
 // Pictures lie in memory with channels last, and with a border of zeros, so that no tap needs a question.
 // `make wasm` makes kernel.wasm of this file.
