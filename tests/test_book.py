@@ -52,20 +52,35 @@ def test_card_and_record_agree(name):
     assert Record(TOP / "data/runs" / name).log()[-1]["step"] == card["steps"]
 
 
-@pytest.mark.parametrize("name", (*SHIPPED, *LOOKING))
-def test_readme_quotes_the_card(name):
-    "Every row of those that are shown; of the others the rows that are there."
-    scores, readme = load_model(name)[1]["scores"], (TOP / "README.md").read_text()
-    for runs, found in scores.items():
-        way = {"best_of_1": "best of 1 run", "best_of_3": "best of 3 runs",
-               "best_of_10": "best of 10 runs"}.get(runs, way_of(runs))
-        row = next((line for line in readme.splitlines() if re.match(rf"\| `{name}`, {way}[ ,|]", line)),
-                   None)
-        shown = name in SHOWN or name in LOOKING and runs in ("best_of_1", "best_of_3")
-        if row is None and not shown: continue
-        for quantity in ("ari_fg", "ari", "miou", "mse"):
-            mean = np.mean(found[quantity])
-            assert (f"{mean:.4f}" if quantity == "mse" else f"{mean:.3f}") in row, (runs, quantity)
+def quoted(text: str) -> dict[tuple[str, str], str]:
+    "The rows of tables that say what weights score: name and way of inferring -> row."
+    found = re.findall(r"^(\| `(\w+)`, ([^|]*?) \|.*)$", text, re.MULTILINE)
+    return {(name, re.sub(r"^(best of \d+).*?(?=,|$)", r"\1", way)): row for row, name, way in found}
+
+
+def wrong(rows: dict, names: tuple) -> list[str]:
+    "What those rows say, and the file beside the weights does not."
+    found = []
+    for name in names:
+        for runs, values in load_model(name)[1]["scores"].items():
+            way = re.sub(r"^(best of \d+).*?(?=,|$)", r"\1", way_of(runs))
+            if (row := rows.get((name, way))) is None: continue
+            for quantity, digits in (("ari_fg", 3), ("ari", 3), ("miou", 3), ("mse", 4)):
+                mean = f"{np.mean(values[quantity]):.{digits}f}"
+                if mean not in row: found.append(f"{name}, {way}: {quantity} {mean}")
+    return found
+
+
+def test_readme_and_the_table_of_scores_quote_the_weights():
+    readme, names = quoted((TOP / "README.md").read_text()), (*SHIPPED, *LOOKING)
+    book = json.loads((TOP / "nbs/49_all_scores.ipynb").read_text())["cells"]
+    shown = [out["data"].get("text/markdown", "") for cell in book for out in cell.get("outputs", [])]
+    table = quoted("\n".join("".join(text) for text in shown))
+    ways = sum(len(load_model(name)[1]["scores"]) for name in names)
+    assert not wrong(readme, names) and len(readme) >= 7
+    assert not wrong(table, names) and len(table) >= ways
+    row = {("desk", "best of 3"): "| `desk`, best of 3 | 0.900 | 0.078 | 0.281 | 0.0003 |"}
+    assert wrong(row, names) == ["desk, best of 3: ari_fg 0.995"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
