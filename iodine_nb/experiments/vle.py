@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPS', 'MASK_LOSSES', 'PLACES', 'SALIENCIES', 'CHANNELS', 'CURES', 'ELSEWHERE', 'MASK_COLUMNS', 'vle_runs', 'asked',
-           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'colour_scores', 'pca_curve']
+           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'keep_requests', 'colour_scores', 'pca_curve']
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x001
 from collections.abc import Callable
@@ -110,19 +110,30 @@ def stripes(masks: Float[Tensor, "B K H W"]) -> float:
     return float((torch.maximum(rows, columns)[counted] / whole[counted]).mean()) if counted.any() else 0.
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x005
-def keep_masks(scenes: Batch, shown: int = 4) -> None:
-    "Masks of the first scenes and stripes of all, for every run about masks whose checkpoint is there."
-    kept = {"scenes": scenes.image[:shown].movedim(1, -1).numpy()}
-    found, bytes_of = {}, lambda v: (255 * v).round().byte().numpy()
-    for name in ("losses", "places", "channels", "saliencies"):
-        for records in asked()[name].records().values():
-            for record in (r for r in records if r.checkpoint.is_file()):
-                claims = load_model(record.path)[0].infer(scenes.image)[-1].claims
-                kept[record.path.name] = bytes_of(claims[:shown])
-                found[record.path.name] = stripes(claims)
-    kept["scenes"] = (255 * kept["scenes"]).round().astype(np.uint8)
-    np.savez_compressed(vle_runs() / "masks.npz", **kept)
-    write_json(vle_runs() / "stripes.json", found)
+def keep_masks(scenes: Batch, shown: int = 4, to: str = "masks",
+               names: tuple[str, ...] = ("losses", "places", "channels", "saliencies", "cures")) -> None:
+    "Add masks of the first scenes, and stripes of all, of every run about masks whose checkpoint is there."
+    path, measured = vle_runs() / f"{to}.npz", vle_runs() / "stripes.json"
+    kept = dict(np.load(path)) if path.is_file() else {}
+    found = read_json(measured) if measured.is_file() else {}
+    bytes_of = lambda v: (255 * v).round().byte().numpy()
+    kept["scenes"] = bytes_of(scenes.image[:shown].movedim(1, -1))
+    for records in (records for name in names for records in asked()[name].records().values()):
+        for record in (r for r in records if r.checkpoint.is_file()):
+            claims = load_model(record.path)[0].infer(scenes.image)[-1].claims
+            kept[record.path.name], found[record.path.name] = bytes_of(claims[:shown]), stripes(claims)
+    np.savez_compressed(path, **kept)
+    write_json(measured, found)
+
+def keep_requests(scenes: Batch) -> None:
+    "Error after two tokens if two are requested and if six are, and how far the two pictures are apart."
+    found = {}
+    for record in asked()["places"].records().get("prompt", []):
+        two, six = (load_model(record.path)[0].infer(scenes.image, n)[1] for n in (2, 6))
+        apart = (two.reconstruction - six.reconstruction).square().mean()
+        found[record.path.name] = {"two": float(two.loss.mean()), "six": float(six.loss.mean()),
+                                   "apart": float(apart)}
+    write_json(vle_runs() / "requests.json", found)
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x006
 def colour_scores(scenes: Batch, clusters: int = 6) -> dict[str, dict[str, float]]:
