@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPS', 'MASK_LOSSES', 'PLACES', 'SALIENCIES', 'CHANNELS', 'CURES', 'ELSEWHERE', 'MASK_COLUMNS', 'vle_runs', 'asked',
-           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'keep_requests', 'colour_scores', 'pca_curve']
+           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'colour_scores', 'pca_curve']
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x001
 from collections.abc import Callable
@@ -124,16 +124,6 @@ def keep_masks(scenes: Batch, shown: int = 4, to: str = "masks",
             kept[record.path.name], found[record.path.name] = bytes_of(claims[:shown]), stripes(claims)
     np.savez_compressed(path, **kept)
     write_json(measured, found)
-
-def keep_requests(scenes: Batch) -> None:
-    "Error after two tokens if two are requested and if six are, and how far the two pictures are apart."
-    found = {}
-    for record in asked()["places"].records().get("prompt", []):
-        two, six = (load_model(record.path)[0].infer(scenes.image, n)[1] for n in (2, 6))
-        apart = (two.reconstruction - six.reconstruction).square().mean()
-        found[record.path.name] = {"two": float(two.loss.mean()), "six": float(six.loss.mean()),
-                                   "apart": float(apart)}
-    write_json(vle_runs() / "requests.json", found)
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x006
 def colour_scores(scenes: Batch, clusters: int = 6) -> dict[str, dict[str, float]]:
