@@ -11,6 +11,7 @@ from iodine_nb.cli import main
 from iodine_nb.core import seeded
 from iodine_nb.experiments.experiment import build, card_of, weights_path
 from iodine_nb.experiments.presets import preset, presets
+from iodine_nb.experiments.vle import asked
 from iodine_nb.models.vle import VLE, ConvLSTM, NetworkConfig, VLEConfig, arranged, collapse, mask_loss
 from iodine_nb.scenes.format import Batch
 from iodine_nb.tools.explorer import answers, page_knows, shown
@@ -295,3 +296,10 @@ def test_eval_reprints_the_card(name, tmp_path):
     found = json.loads((tmp_path / "scores.json").read_text())
     for quantity, values in card["scores"]["best_of_1"].items():
         assert abs(found[quantity][0] - values[0]) < .01, quantity
+
+
+def test_every_variant_that_the_chapter_asks_about_can_be_trained():
+    "Those too that have no record: each is a valid configuration, and no two are the same."
+    for name, ask in asked().items():
+        found = [ask.experiment(variant, 0).to_dict() for variant in ask.arms]
+        assert all(a != b for a, b in itertools.combinations(found, 2)), name
