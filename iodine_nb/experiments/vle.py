@@ -78,6 +78,7 @@ def asked() -> dict[str, Ablation]:
             "channels": ask("vle_mask_small", CHANNELS, **short),
             "saliencies": ask("vle_saliency_small", SALIENCIES, **short)} | elsewhere(ask, short)
 
+# %% ../../nbs/64_tokens_and_objects.ipynb #x003e
 def elsewhere(ask: Callable[..., Ablation], short: dict) -> dict[str, Ablation]:
     "The comparisons on scenes of CLEVR and on toys, which are trained on scene files (see the end)."
     clevr, toys = (dict(data="clevr_with_masks"), dict(data="norb_toys", model__image=(1, 32, 32)))
