@@ -1,6 +1,7 @@
 """Variable-length embeddings: the loop, its memory, its masks and their losses, and the published sizes."""
 import itertools, json, math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -10,8 +11,10 @@ from iodine_nb.cli import main
 from iodine_nb.core import seeded
 from iodine_nb.experiments.experiment import build, card_of, weights_path
 from iodine_nb.experiments.presets import preset, presets
-from iodine_nb.models.vle import VLE, ConvLSTM, NetworkConfig, VLEConfig, collapse, mask_loss
+from iodine_nb.experiments.vle import asked
+from iodine_nb.models.vle import VLE, ConvLSTM, NetworkConfig, VLEConfig, arranged, collapse, mask_loss
 from iodine_nb.scenes.format import Batch
+from iodine_nb.tools.explorer import answers, page_knows, shown
 from iodine_nb.training.metrics import Decomposition, TakesApart
 
 NET = NetworkConfig(3, (1, 2), 1, 2, 0., 1, (3, 4), 1, 5)
@@ -102,6 +105,34 @@ def test_scenes_are_mixtures_that_sum_to_the_loops_picture(seed, config):
         return
     means, logits = m.decode(scenes[-1].latents)
     assert ((logits.softmax(1) * means).sum(1) - scenes[-1].reconstruction).abs().max() < 1e-5
+
+
+def test_tokens_switched_off_and_moved():
+    "All of them are the loop's picture; without one it is missing, and what is moved keeps its values."
+    m, x = model(MASKED), pictures()
+    last = m.infer(x)[-1]
+    assert torch.equal(arranged(last, [True] * 3), last.reconstruction)
+    assert torch.equal(arranged(last, [False] * 3), torch.full_like(x, .5))
+    off = arranged(last, [True, False, True])
+    assert (off - (last.reconstruction - last.added[:, 1])).abs().max() < 1e-12
+    moved = arranged(last, [False, True, False], {1: (2, -1)}) - .5  # two down, one to the left
+    assert (moved[:, :, 2:, :-1] - last.added[:, 1, :, :-2, 1:]).abs().max() < 1e-12
+    assert not moved[:, :, :2].any() and not moved[:, :, :, -1].any()
+    with pytest.raises(ValueError, match="shown: 2 values for 3 tokens"): arranged(last, [True] * 2)
+
+
+def test_the_explorer_shows_tokens_one_by_one():
+    "A kernel computes them; the page's engine does not know the kind."
+    seen = shown("vle_mask_small", count=2)
+    assert not page_knows(seen.model) and seen.about["slots"] == 6
+    image = (seen.images[0] / 255).astype(np.float32).ravel()
+    *found, (end, _) = answers(seen, {"do": "infer", "image": image, "seed": 0})
+    assert len(found) == 6 and end == {"done": True}
+    for t, (_, v) in enumerate(found): assert not v["latents"][t + 1:].any() and v["latents"][t].any()
+    (_, drawn), = answers(seen, {"do": "decode", "z": found[-1][1]["latents"].ravel()})
+    e = seen.model.infer(torch.tensor(image).view(1, 32, 32, 3).movedim(-1, 1))[-1]
+    mixed = (torch.tensor(drawn["maskLogits"]).softmax(0) * torch.tensor(drawn["means"])).sum(0)
+    assert (mixed - e.reconstruction[0].movedim(0, -1)).abs().max() < 1e-4
 
 
 @settings(max_examples=25, deadline=None)
@@ -265,3 +296,10 @@ def test_eval_reprints_the_card(name, tmp_path):
     found = json.loads((tmp_path / "scores.json").read_text())
     for quantity, values in card["scores"]["best_of_1"].items():
         assert abs(found[quantity][0] - values[0]) < .01, quantity
+
+
+def test_every_variant_that_the_chapter_asks_about_can_be_trained():
+    "Those too that have no record: each is a valid configuration, and no two are the same."
+    for name, ask in asked().items():
+        found = [ask.experiment(variant, 0).to_dict() for variant in ask.arms]
+        assert all(a != b for a, b in itertools.combinations(found, 2)), name

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['family', 'NetworkConfig', 'LoopConfig', 'VLEConfig', 'check_vle', 'check_masks', 'Residual', 'SelfAttention',
            'ConvLSTM', 'Encoder', 'decoder', 'Token', 'VLE', 'cross_entropy', 'apart', 'mask_loss', 'roughness',
-           'similarity', 'mask_terms', 'VLEScene', 'mixed', 'slot_means', 'collapse', 'vle_scores']
+           'similarity', 'mask_terms', 'VLEScene', 'mixed', 'slot_means', 'arranged', 'collapse', 'vle_scores']
 
 # %% ../../nbs/60_vle.ipynb #v002
 import math
@@ -467,6 +467,16 @@ def infer(self: VLE, images: Float[Tensor, "B C H W"], tokens: int | None = None
         error = (x - (pictures * strengths).sum(1)).square().mean((1, 2, 3)) / 4
         scenes.append(VLEScene(latents, pictures, strengths, claimed, error))
     return scenes
+
+# %% ../../nbs/60_vle.ipynb #v052b
+def arranged(scene: VLEScene, shown: list[bool],
+             moved: dict[int, tuple[int, int]] | None = None) -> Float[Tensor, "B C H W"]:
+    "The picture that some of the tokens make, a few of them moved by so many pixels (down, right)."
+    added = list(scene.added.unbind(1))
+    if len(shown) != len(added): raise ValueError(f"shown: {len(shown)} values for {len(added)} tokens")
+    for t, (down, right) in (moved or {}).items():  # what leaves the picture is lost
+        added[t] = F.pad(added[t], (right, -right, down, -down))
+    return .5 + sum((v for v, here in zip(added, shown) if here), torch.zeros_like(added[0]))
 
 # %% ../../nbs/60_vle.ipynb #v053
 @patch
