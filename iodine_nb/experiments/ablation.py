@@ -94,8 +94,8 @@ def _each(jobs: list[tuple], processes: int) -> Iterator[str]:
 def run(ablation: Ablation, held_out: Path, processes: int = 1, arms: list[str] | None = None,
         progress: bool = True) -> None:
     """Train all variants (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends
-    the run at hand with a checkpoint, and the rest. `held_out`: a scene file; generated scenes are written there
-    if there is none and the ablation has no scene file of its own."""
+    the run at hand with a checkpoint, and the rest. `held_out`: a scene file; generated scenes are written
+    there if there is none and the ablation has no scene file of its own."""
     if not ablation.data: held_out_scenes(ablation.base, held_out)
     jobs = [(ablation, arm, seed, held_out, progress and processes == 1) for seed in ablation.seeds
             for arm in (arms or ablation.arms) if not finished(ablation, arm, seed)]
