@@ -44,8 +44,7 @@ class Ablation:
 
     def record(self, arm: str, seed: int) -> Record:
         "The record of one run, up to the last step that is asked for."
-        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}",
-                      self.experiment(arm, seed).training.steps)
+        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}", self.experiment(arm, seed).training.steps)
 
     def records(self) -> dict[str, list[Record]]:
         "The finished runs of every variant that has any."
