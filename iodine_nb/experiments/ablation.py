@@ -38,13 +38,13 @@ class Ablation:
     data: Path | None = None  # a scene file to train on; without one, scenes are generated
 
     def experiment(self, arm: str, seed: int) -> Experiment:
-        if arm not in self.arms:
-            raise ValueError(f"variant: must be one of {', '.join(self.arms)}, is {arm!r}")
-        return self.base.change(**{"training__seed": seed, **self.arms[arm]})
+        if arm in self.arms: return self.base.change(**{"training__seed": seed, **self.arms[arm]})
+        raise ValueError(f"variant: must be one of {', '.join(self.arms)}, is {arm!r}")
 
     def record(self, arm: str, seed: int) -> Record:
         "The record of one run, up to the last step that is asked for."
-        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}", self.experiment(arm, seed).training.steps)
+        run = f"{arm.replace(' ', '_')}-{seed}"
+        return Record(self.folder / run, self.experiment(arm, seed).training.steps)
 
     def records(self) -> dict[str, list[Record]]:
         "The finished runs of every variant that has any."
