@@ -6,8 +6,9 @@ import pytest
 
 NBS = Path(__file__).parent.parent / "nbs"
 REWRITTEN = ("02_sixty_lines", "04_vae", "05_iterative", "06_amortisation_gap", "07_what_helps",
-             "10_distributions", "11_decoder", "14_iodine", "15_presets", "19_parity", "60_vle",
-             "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects")
+             "10_distributions", "11_decoder", "14_iodine", "15_presets", "16_metrics", "19_parity",
+             "60_vle", "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs",
+             "64_tokens_and_objects")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 

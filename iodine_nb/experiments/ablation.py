@@ -30,7 +30,7 @@ def runs_folder() -> Path:
 # %% ../../nbs/20_ablation.ipynb #c006
 @dataclass(frozen=True)
 class Ablation:
-    "Arms of one base experiment: name -> fields that it changes, as for `Experiment.change`."
+    "Variants of one base experiment: name -> fields that it changes, as for `Experiment.change`."
     folder: Path
     base: Experiment
     arms: dict[str, dict]
@@ -38,16 +38,16 @@ class Ablation:
     data: Path | None = None  # a scene file to train on; without one, scenes are generated
 
     def experiment(self, arm: str, seed: int) -> Experiment:
-        if arm not in self.arms: raise ValueError(f"arm: must be one of {', '.join(self.arms)}, is {arm!r}")
-        return self.base.change(**{"training__seed": seed, **self.arms[arm]})
+        if arm in self.arms: return self.base.change(**{"training__seed": seed, **self.arms[arm]})
+        raise ValueError(f"variant: must be one of {', '.join(self.arms)}, is {arm!r}")
 
     def record(self, arm: str, seed: int) -> Record:
         "The record of one run, up to the last step that is asked for."
-        return Record(self.folder / f"{arm.replace(' ', '_')}-{seed}",
-                      self.experiment(arm, seed).training.steps)
+        run = f"{arm.replace(' ', '_')}-{seed}"
+        return Record(self.folder / run, self.experiment(arm, seed).training.steps)
 
     def records(self) -> dict[str, list[Record]]:
-        "The finished runs of every arm that has any."
+        "The finished runs of every variant that has any."
         found = {arm: [self.record(arm, s) for s in self.seeds if finished(self, arm, s)]
                  for arm in self.arms}
         return {arm: records for arm, records in found.items() if records}
@@ -69,7 +69,7 @@ def finished(ablation: Ablation, arm: str, seed: int) -> bool:
 
 # %% ../../nbs/20_ablation.ipynb #c008
 def run_arm(ablation: Ablation, arm: str, seed: int, held_out: Path, progress: bool = False) -> str | None:
-    "Train one arm with one seed, with one thread, or go on with it; what it came to, None if it was stopped."
+    "Train one variant with one seed, with one thread, or go on; what it came to, None if it was stopped."
     torch.set_num_threads(1)
     record, data = ablation.record(arm, seed), ablation.data and SceneFile(ablation.data)
     if not finished(ablation, arm, seed):
@@ -92,9 +92,9 @@ def _each(jobs: list[tuple], processes: int) -> Iterator[str]:
 # %% ../../nbs/20_ablation.ipynb #c008a
 def run(ablation: Ablation, held_out: Path, processes: int = 1, arms: list[str] | None = None,
         progress: bool = True) -> None:
-    """Train all arms (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends the
-    run at hand with a checkpoint, and the rest. `held_out`: a scene file; generated scenes are written there
-    if there is none and the ablation has no scene file of its own."""
+    """Train all variants (or some) with all seeds, as far as they are not finished; Ctrl+C or SIGTERM ends
+    the run at hand with a checkpoint, and the rest. `held_out`: a scene file; generated scenes are written
+    there if there is none and the ablation has no scene file of its own."""
     if not ablation.data: held_out_scenes(ablation.base, held_out)
     jobs = [(ablation, arm, seed, held_out, progress and processes == 1) for seed in ablation.seeds
             for arm in (arms or ablation.arms) if not finished(ablation, arm, seed)]
@@ -103,19 +103,19 @@ def run(ablation: Ablation, held_out: Path, processes: int = 1, arms: list[str] 
 
 # %% ../../nbs/20_ablation.ipynb #c010
 def final_scores(ablation: Ablation, quantity: str = "ari_fg", last: int = 3) -> dict[str, list[float]]:
-    "For every arm with finished runs: of each run the mean of the last few values of a logged quantity."
+    "For every variant with finished runs: of each run the mean of the last few values of a logged quantity."
     end = lambda record: float(record.curve(quantity)[1][-last:].mean())
     return {arm: [end(r) for r in records] for arm, records in ablation.records().items()}
 
 def arms_table(ablation: Ablation, quantities: dict[str, str] | None = None, last: int = 3) -> str:
-    "A Markdown table: a row an arm; mean and range over its runs at the end of training."
+    "A Markdown table: a row a variant; mean and range over its runs at the end of training."
     quantities = quantities or {"ari_fg": "ARI-FG, held out", "held_out_mse": "MSE, held out",
                                 "kl": "KL, training"}
     columns = {q: final_scores(ablation, q, last) for q in quantities}
     cell = lambda v: f"{np.mean(v):.4g} ({min(v):.4g} – {max(v):.4g})"
     rows = [[arm, len(records), *(cell(columns[q][arm]) for q in quantities)]
             for arm, records in ablation.records().items()]
-    return markdown_table(["arm", "runs", *quantities.values()], rows)
+    return markdown_table(["variant", "runs", *quantities.values()], rows)
 
 # %% ../../nbs/20_ablation.ipynb #c012
 def _without(*names: str) -> tuple[str, ...]: return tuple(n for n in ALL_INPUTS if n not in names)
@@ -161,17 +161,17 @@ ARMS |= {  # gradients, starts, iterations, and the rest
 
 # %% ../../nbs/20_ablation.ipynb #c013
 def small(*arms: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 6_000) -> Ablation:
-    "The log's ablation with these arms, up to this step."
+    "The log's ablation with these variants, up to this step."
     base = preset("small").change(training__steps=steps)
     return Ablation(runs_folder() / "small", base, {a: ARMS[a] for a in arms}, seeds)
 
 # %% ../../nbs/20_ablation.ipynb #c0141
 def arm_of(text: str) -> dict:
-    "The changes of an arm: of a name in `ARMS`, or written as field=value, more of them behind commas."
+    "The changes of a variant: of a name in `ARMS`, or written as field=value, more of them behind commas."
     if text in ARMS: return ARMS[text]
     parts = [part.partition("=") for part in re.split(r",\s*(?=[a-z_.]+=)", text)]
     if not all(sign and name for name, sign, _ in parts):
-        raise ValueError(f"arm: must be one of {', '.join(ARMS)}, or field=value, is {text!r}")
+        raise ValueError(f"variant: must be one of {', '.join(ARMS)}, or field=value, is {text!r}")
     return {name.replace(".", "__"): _value(value) for name, _, value in parts}
 
 def _value(text: str):
@@ -187,7 +187,7 @@ TINY = preset("small").change(
     training__evaluate_scenes=4, training__checkpoint_every=2, training__precision="float32")
 
 def live(ablation: Ablation, tiny: Experiment = TINY) -> dict[str, float]:
-    "The loss of every arm of an ablation after the few steps of a tiny model."
+    "The loss of every variant of an ablation after the few steps of a tiny model."
     with tempfile.TemporaryDirectory() as d:
         tiny = Ablation(Path(d) / "live", tiny, ablation.arms, (0,))
         run(tiny, Path(d) / "test.h5", progress=False)
