@@ -1,10 +1,13 @@
 """Ablations: what is finished is read, what is not goes on, and an end that was asked for is the end."""
 import os, signal
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from iodine_nb.experiments import experiment as module
-from iodine_nb.experiments.ablation import ARMS, Ablation, final_scores, finished, run, small
+from iodine_nb.experiments.ablation import (ARMS, Ablation, by_colour, compared, final_scores, finished, run,
+                                             small, welch)
 from small import TINY
 
 TINY = TINY.change(training__steps=4, training__evaluate_every=2, training__evaluate_scenes=4)
@@ -69,3 +72,28 @@ def test_the_committed_records_are_of_their_arms():
     half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start",
             "no warm-up", "T = 1", "sigmoid means", "port")
     assert {arm: len(r) for arm, r in small(*half, steps=3_000).records().items()} == {arm: 3 for arm in half}
+
+
+def test_a_difference_has_its_interval():
+    a, b = [.7362, .722, .7753], [.7751, .7923, .7944]
+    found, low, high = welch(a, b)
+    se2 = [np.var(v, ddof=1) / 3 for v in (a, b)]
+    freedom = sum(se2) ** 2 / sum(s ** 2 / 2 for s in se2)  # Welch 1947
+    wide = stats.t.ppf(.975, freedom) * sum(se2) ** .5
+    assert found == pytest.approx(np.mean(a) - np.mean(b))
+    assert (low, high) == pytest.approx((found - wide, found + wide), abs=1e-9)
+    with pytest.raises(ValueError, match="at least two"): welch([1.], [1., 2.])
+
+
+def test_the_table_shows_every_run_and_the_baseline():
+    ask = small("base", "relu")
+    text = compared(ask, {"ari_fg": .5})
+    for score in final_scores(ask)["relu"]: assert f"{score:.3f}" in text
+    assert text.count("\n| ARI-FG |") == 3 and text.count("k-means") == 1
+    difference, low, high = welch(*(final_scores(ask)[name] for name in ("relu", "base")))
+    assert f"{difference:+.3f} ({low:+.3f} to {high:+.3f})" in text
+
+
+def test_colour_alone_finds_most_of_the_small_tetrominoes():
+    found = by_colour(small("base"), scenes=20)
+    assert .6 < found["ari_fg"] < .9 and 0 < found["held_out_mse"] < .01
