@@ -428,15 +428,15 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
 def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: str = "small",
               data: Path | None = None, held_out: Path | None = None, seeds: int = 3,
               steps: int | None = None, processes: int = 1) -> None:
-    """Train arms of a base over seeds, going on where an earlier call stopped, and print the table.
+    """Train variants of a base over seeds, going on where an earlier call stopped, and print the table.
 
     Args:
-        arms: names of arms ("base", "relu", "T = 1"), or changes ("model.sigma=.1,model.slots=5")
+        arms: names of variants ("base", "relu", "T = 1"), or changes ("model.sigma=.1,model.slots=5")
         folder: of the runs' records
         base: the preset that they change
         data: a scene file to train on; without one, scenes are generated
         held_out: a scene file to score on; needed with --data
-        seeds: so many runs of each arm
+        seeds: so many runs of each variant
         steps: as the preset says if not said
         processes: so many runs at once
     """
@@ -448,7 +448,7 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
 
 # %% ../nbs/87_cli.ipynb #c0183
 def _base(name: str, data: Path | None, held_out: Path | None) -> Experiment:
-    "The preset that arms change, fitted to the scene file; ValueError if a file is missing."
+    "The preset that variants change, fitted to the scene file; ValueError if a file is missing."
     if data and not held_out: raise ValueError("held_out: a scene file to score on is needed with --data")
     if not (data or preset(name).data): raise ValueError(f"data: the preset {name} needs a scene file")
     return fitted(preset(name), SceneFile(data)) if data else preset(name)
