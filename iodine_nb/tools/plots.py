@@ -93,23 +93,23 @@ def border_colour(image: Float[Tensor, "C H W"]) -> Bool[Tensor, "H W"]:
 
 # %% ../../nbs/86_plots.ipynb #c011
 def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, scores: list[float] | None = None,
-                       size: float = .95, background: bool = True) -> Figure:
-    """Scenes, reconstructions, segmentations, and every slot masked and unmasked; scores beside the rows.
-    Without background, pixels of the border's one colour have no segment's colour."""
+                       size: float = .95, background: bool = True, alone: bool = True) -> Figure:
+    """Scenes, reconstructions, segmentations, every slot masked and, if `alone`, unmasked; scores beside the
+    rows. Without background, pixels of the border's one colour have no segment's colour."""
     b, k = e.masks.shape[:2]
     with plt.rc_context(STYLE):
-        figure, axes = _grid(b, 3 + 2 * k, size)
+        figure, axes = _grid(b, 3 + (1 + alone) * k, size)
         for i, row in enumerate(axes):
             _picture(row[0], images[i]); _picture(row[1], e.reconstruction[i])
             _segments(row[2], e.segmentation[i], None if background else border_colour(images[i]))
             for j in range(k):
                 _picture(row[3 + j], e.masks[i, j] * e.means[i, j])
-                _picture(row[3 + k + j], e.means[i, j])
+                if alone: _picture(row[3 + k + j], e.means[i, j])
             if scores is not None: row[0].set_ylabel(f"{scores[i]:.2f}", rotation=0, ha="right", va="center")
         for ax, title in zip(axes[0], ["scene", "recon-\nstruction", "segmen-\ntation"]): ax.set_title(title)
         for j in range(k):
             axes[0, 3 + j].set_title(f"slot {j}\nmasked", color=_colour(j))
-            axes[0, 3 + k + j].set_title(f"slot {j}\nmean", color=_colour(j))
+            if alone: axes[0, 3 + k + j].set_title(f"slot {j}\nmean", color=_colour(j))
     return figure
 
 def _colour(slot: int) -> str: return SLOT_COLOURS[slot % len(SLOT_COLOURS)]
