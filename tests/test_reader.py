@@ -8,7 +8,8 @@ NBS = Path(__file__).parent.parent / "nbs"
 REWRITTEN = ("02_sixty_lines", "10_distributions", "11_decoder", "19_parity", "29_diary",
              "30_elu_or_relu", "31_gated", "32_normalisation", "33_input_encodings", "34_sigma",
              "35_gradient_cutting", "36_start", "37_iterations", "38_paper_code_port", "39_desk",
-             "60_vle", "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects")
+             "60_vle", "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs",
+             "64_tokens_and_objects")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
