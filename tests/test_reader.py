@@ -7,8 +7,9 @@ import pytest
 NBS = Path(__file__).parent.parent / "nbs"
 REWRITTEN = ("02_sixty_lines", "04_vae", "05_iterative", "06_amortisation_gap", "07_what_helps",
              "10_distributions", "11_decoder", "14_iodine", "15_presets", "16_metrics", "19_parity",
-             "60_vle", "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs",
-             "64_tokens_and_objects")
+             "29_diary", "30_elu_or_relu", "31_gated", "32_normalisation", "33_input_encodings", "34_sigma",
+             "35_gradient_cutting", "36_start", "37_iterations", "38_paper_code_port", "39_desk", "60_vle",
+             "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
@@ -51,6 +52,15 @@ def test_the_bibliography_lists_what_any_chapter_cites():
     listed = cited["89_reference"]
     lacking = {name: ids - listed for name, ids in cited.items() if ids - listed}
     assert len(listed) > 10 and not lacking, lacking
+
+
+def test_the_diary_has_every_dated_entry():
+    dated = {p.stem: len(re.findall(r"^## \d{4}-\d\d-\d\d · ", prose(p.stem), re.MULTILINE))
+             for p in NBS.glob("*.ipynb")}
+    raw = "".join("".join(c["source"]) for c in cells("29_diary") if c["cell_type"] == "markdown")
+    told = {name: len(re.findall(rf"^### \[.+\]\({name}\.ipynb\)", raw, re.MULTILINE)) for name in dated}
+    assert sum(dated.values()) > 40
+    assert not (lacks := {n: (told[n], dated[n]) for n in dated if told[n] < dated[n]}), lacks
 
 
 def test_a_missing_caption_is_found():
