@@ -117,12 +117,17 @@ def description(name: str, model: nn.Module, shape: tuple[int, int, int], data: 
     return dict(name=name, title=f"{name}: {w} × {h}, {k} slot{'s' * (k > 1)}",
                 data=DATA_SETS.get(data, data.replace("_", " ")), image=list(shape), slots=k,
                 iterations=getattr(getattr(model, "config", None), "iterations", 0), latent=every.shape[1],
-                framed=kind_of(model) == "slot_frame", latents=card.get("latents", []),
+                framed=kind_of(model) == "slot_frame", cell=_cell(model), latents=card.get("latents", []),
                 directions=card.get("directions", {}), reach=digits(spread),
                 low=digits(every.quantile(.05, 0) - .01), high=digits(every.quantile(.95, 0) + .01),
                 starts=starts)
 
 # %% ../../nbs/41_explorer.ipynb #p014
+def _cell(model: nn.Module) -> int:
+    "How many pixels wide and high a cell of the decoder's first grid becomes."
+    decoder = getattr(getattr(model, "config", None), "decoder", None)
+    return 2**getattr(decoder, "upsampling", 0)
+
 def kind_of(model: nn.Module) -> str | None:
     "The kind of a model's family; None if it belongs to none."
     return next((kind for kind, family in kinds().items() if family.model is type(model)), None)

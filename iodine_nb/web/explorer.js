@@ -43,6 +43,7 @@ const SEEN = [  // of an evaluation: field, words, term; how it is drawn
   ["attention", "where it looked", "attention", "lightness"],
 ];
 const VIEWS = { composed: "Composed", picture: "Picture", masks: "Masks" };
+const WELCOME = "Drag an object; click chooses it.";  // what is said when there is nothing else to say
 const FRAMES = 7, SHOWN = 8;     // of a film strip; sliders without a name that are not folded away
 const MOSTLY = 0.5;              // of a number's effect: below, its name is said not to be all
 const VISIBLE = 0.002;           // mean change of a picture below which a slider is folded away
@@ -125,7 +126,7 @@ export class Explorer {
   find(selector) { return this.root.querySelector(selector); }
   say(sentence, wrong = false) {
     const said = this.find(".said");
-    said.textContent = sentence;
+    if (said.textContent !== sentence) said.textContent = sentence;  // else it would be read aloud again
     said.classList.toggle("wrong", wrong);
   }
   // Dark where the notebook or the system is.
@@ -233,9 +234,9 @@ export class Explorer {
     this.t = this.trace.length - 1;
     this.composed = compose(this.inferred, this.C);
     this.slot = this.firstObject();
-    this.say(this.notice ?? "Drag an object; click chooses it.", Boolean(this.notice));
-    this.notice = null;
     this.changed();
+    if (this.notice) this.say(this.notice, true);
+    this.notice = null;
     this.drawTimes();
   }
 
@@ -345,7 +346,7 @@ export class Explorer {
     this.say(`Slot ${this.slot + 1} is a copy, a little aside.`);
   }
 
-  // How this slot is moved and made larger; measured where the model's card says nothing of it.
+  // How this slot is moved and made larger; measured where nothing about it is known beforehand.
   async directions(slot) {
     const known = knownDirections(this.model), { z } = this.slots[slot];
     if (known.x && known.size) return known;
@@ -416,6 +417,7 @@ export class Explorer {
   // ---- drawing --------------------------------------------------------------------------------------------
 
   drawAll() {
+    this.say(WELCOME);  // what was said was about an action that is over now
     this.drawStage();
     this.drawSlots();
     const { buttons: b, history } = this;
@@ -607,9 +609,16 @@ export class Explorer {
       .sort((a, b) => effects[b.d] - effects[a.d]).slice(0, anyName ? 2 : SHOWN);
     const folded = known.filter((r) => effects[r.d] < VISIBLE || (!r.property && !nameless.includes(r)));
     for (const { d } of folded) if (this.sliders[d].element.parentElement !== rest) rest.append(this.sliders[d].element);
-    for (const { d } of known) if (!folded.some((r) => r.d === d) && this.sliders[d].element.parentElement !== named)
-      named.append(this.sliders[d].element);
-    if (whole && !anyName) for (const { d } of nameless) named.append(this.sliders[d].element);
+    const isHere = ({ d }) => this.sliders[d].element.parentElement === named;
+    const here = this.order(rows).filter((r) => !folded.includes(r) && (known.includes(r) || isHere(r)));
+    if (!anyName) {  // by effect, as soon as all effects are known; till then as they are
+      const at = ({ d }) => [...named.children].indexOf(this.sliders[d].element) >>> 0;
+      here.sort((a, b) => (whole ? effects[b.d] - effects[a.d] : at(a) - at(b)));
+    }
+    here.forEach(({ d }, i) => {  // one that is in its place stays, as moving it would take the focus from it
+      const { element } = this.sliders[d];
+      if (named.children[i] !== element) named.insertBefore(element, named.children[i] ?? null);
+    });
     const nothing = folded.filter((r) => effects[r.d] < VISIBLE).length, less = folded.length - nothing;
     this.find(".folded").hidden = !folded.length;
     this.find(".folded summary").textContent = [nothing && `${nothing} numbers that change nothing to be seen here`,

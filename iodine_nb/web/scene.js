@@ -119,12 +119,13 @@ export function largest(slots, composed, C, W) {
 const PLACE = 0.5;  // of 47_slot_frame, as in engine.js
 
 // How z changes when the object moves by one pixel (x, y) or grows by a tenth (size). Where a slot carries its
-// place, moving is exact; else the model's card may hold directions, which a linear probe found.
-export function knownDirections({ framed, image: [, H, W], latent: D, directions = {} }) {
+// place, moving is exact: its coordinates go from -1 to 1 over the cells of the decoder's grid, of which each becomes
+// `cell` pixels wide and high. Else the file beside the weights may hold directions, which a linear probe found.
+export function knownDirections({ framed, cell = 1, image: [, H, W], latent: D, directions = {} }) {
   const from = (values) => (values ? Float32Array.from(values) : null);
   const only = (d, value) => { const v = new Float32Array(D); v[d] = value; return v; };
-  const size = from(directions.size);
-  if (framed) return { how: "frame", y: only(0, 2 / (H - 1) / PLACE), x: only(1, 2 / (W - 1) / PLACE), size };
+  const size = from(directions.size), pixel = (n) => 2 / (Math.ceil(n / cell) - 1) / cell / PLACE;
+  if (framed) return { how: "frame", y: only(0, pixel(H)), x: only(1, pixel(W)), size };
   const [x, y] = [from(directions.x), from(directions.y)];
   return { how: x && y ? "probe" : "measured", x, y, size };
 }
