@@ -440,8 +440,10 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
         steps: as the preset says if not said
         processes: so many runs at once
     """
+    if min(seeds, processes) < 1:
+        raise ValueError(f"seeds, processes: must be at least 1, are {seeds} and {processes}")
     x = _base(base, data, held_out)
-    if steps: x = x.change(training__steps=steps)
+    if steps is not None: x = x.change(training__steps=steps)
     asked = ablation.Ablation(folder, x, {a: ablation.arm_of(a) for a in arms}, tuple(range(seeds)), data)
     ablation.run(asked, held_out or folder / "held_out.h5", processes)
     print(ablation.arms_table(asked))

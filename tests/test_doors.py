@@ -1,8 +1,10 @@
 """Edges of what makes, keeps and shows scenes."""
 import inspect
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +14,14 @@ import torch
 import small
 from iodine_nb.cli import main
 from iodine_nb.core import whole_file, write_json
-from iodine_nb.experiments.experiment import held_out_scenes
+from iodine_nb.experiments.experiment import card_of, held_out_scenes, save_weights
+from iodine_nb.scenes.format import save_scenes
 from iodine_nb.scenes.sprites import multi_dsprites, tetrominoes
 from iodine_nb.tools.plots import plot_scenes, save
 from iodine_nb.training.metrics import segmentation_scores
+from small import scenes
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_symbolic_link_stays_one(tmp_path):
@@ -67,10 +73,10 @@ def test_labels_are_looked_at_before_they_are_scored(true, predicted, said):
 def test_held_out_scenes_are_those_that_are_asked_for(tmp_path):
     path = tmp_path / "t.h5"
     assert len(held_out_scenes(small.TINY, path, 4)) == 4 == len(held_out_scenes(small.TINY, path, 4))
-    for scenes, seed in ((5, 1), (4, 2)):
-        with pytest.raises(ValueError, match=f"t.h5: holds 4 scenes of seed 1, asked for are {scenes} of seed"
+    for count, seed in ((5, 1), (4, 2)):
+        with pytest.raises(ValueError, match=f"t.h5: holds 4 scenes of seed 1, asked for are {count} of seed"
                            f" {seed}"):
-            held_out_scenes(small.TINY, path, scenes, seed)
+            held_out_scenes(small.TINY, path, count, seed)
 
 
 def test_figures_of_a_script_are_closed(tmp_path):
@@ -78,3 +84,65 @@ def test_figures_of_a_script_are_closed(tmp_path):
     before = len(plt.get_fignums())
     save(plot_scenes(tetrominoes(2, np.random.default_rng(0), cell=2)), "a", tmp_path)
     assert len(plt.get_fignums()) == before and os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("limit, parts", [(1 << 19, 1), (3_000_000, 40)])
+def test_a_disk_that_fills_while_scenes_are_written_ends_in_a_sentence(tmp_path, limit, parts):
+    "In a process of its own, as HDF5 used to crash; no file may grow past the limit, as on a full disk."
+    code = f"""
+import resource, signal, numpy as np
+from iodine_nb.scenes.format import Scenes, save_scenes
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1))
+noise = lambda: np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8)
+parts = (Scenes(noise(), None, np.ones((30, 1), bool)) for _ in range({parts}))
+try: save_scenes({str(tmp_path / 's.h5')!r}, parts, "t", {{}})
+except OSError as e: print(e)
+"""
+    (tmp_path / "s.h5").write_bytes(b"mine")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "s.h5: the next scenes may need" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5"] and (tmp_path / "s.h5").read_bytes() == b"mine"
+
+
+def test_slices_backwards_and_factors_that_are_no_numbers(tmp_path):
+    file = scenes(tmp_path / "s.h5")
+    forwards = file[:].image
+    for i in (slice(None, None, -1), slice(12, 3, -2), slice(3, 12, -1), slice(-1, None, -20)):
+        assert (file[i].image == forwards[i]).all() and len(file[i]) == len(forwards[i])
+    made = file[:]
+    made.factors["x"][3] = np.nan
+    with pytest.raises(ValueError, match="n.h5: factors/x: holds NaN or infinity"):
+        save_scenes(tmp_path / "n.h5", made, "t", {})
+    assert not (tmp_path / "n.h5").exists()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"x"', "{}", '{"model": null}',
+                                  '{"model": {}, "files": []}', '{"model": {}, "data_file": null}'])
+def test_a_configuration_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json: .*must be"): card_of(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    (tmp_path / "w.json").write_text(text.replace('"model"', '"preset"'))
+    with pytest.raises(ValueError, match="w.json: .*(must be|has no field 'preset')"):
+        card_of(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("line, said", [
+    ("show w --scenes 0", "scenes: must be at least 1, is 0"),
+    ("show w --first -1", "first: must be at least 0"),
+    ("show w --width 0", "width: must be from 0.5 to 50"), ("show w --width nan", "width: must be from 0.5"),
+    ("show w --seed -1", "seed: must be at least 0, is -1"),
+    ("ablation base --folder a --seeds 0", "seeds, processes: must be at least 1, are 0 and 1"),
+    ("ablation base --folder a --steps 0", "training.steps: must be at least 1, is 0")])
+def test_counts_that_cannot_be_are_refused(line, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    scenes(tmp_path / "s.h5")
+    save_weights(tmp_path / "w.safetensors", small.build(small.TINY, 0), {"preset": small.TINY.to_dict()})
+    assert main(line.replace(" w ", " w.safetensors s.h5 ").split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="kl_weight must be at least 0 and sigma_factor above 0, are nan"):
+        small.build(small.TINY, 0).infer(torch.rand(1, 3, 14, 14), kl_weight=math.nan)

@@ -53,6 +53,7 @@ def test_a_posterior_is_a_gaussian(form, variance):
     for prior in (1., .3):
         kl = D.kl_divergence(ours, D.Normal(torch.zeros(()), math.sqrt(prior))).sum(-1)
         assert torch.allclose(q.kl(prior), kl)
+    assert torch.equal(q.kl(), q.kl(1.))
     far = posterior(torch.tensor([[0., 0., -90., 90.]]), "exp")
     assert torch.allclose(far.variance.log(), torch.tensor([[-20., 20.]]))
     assert isinstance(q, Posterior)

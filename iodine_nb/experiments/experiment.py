@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'kinds', 'family_of', 'class_named', 'arguments_of', 'family_of_class', 'options_in', 'generated_scenes',
-           'Experiment', 'upgraded', 'experiment_of', 'experiment_with', 'fitted', 'build', 'held_out_scenes',
-           'held_out_files', 'train', 'score', 'weights_folders', 'weights_path', 'weights_in', 'save_weights',
-           'card_of', 'load_model', 'check_size', 'begin_with', 'export_weights', 'card_file', 'made_by_us',
-           'scenes_of']
+           'Experiment', 'upgraded', 'experiment_of', 'check_tables', 'experiment_in', 'experiment_with', 'fitted',
+           'build', 'held_out_scenes', 'held_out_files', 'train', 'score', 'weights_folders', 'weights_path',
+           'weights_in', 'save_weights', 'card_of', 'load_model', 'check_size', 'begin_with', 'export_weights',
+           'card_file', 'made_by_us', 'scenes_of']
 
 # %% ../../nbs/21_experiment.ipynb #c002
 import importlib, inspect, json, os, pkgutil, sys, typing
@@ -162,8 +162,23 @@ def upgraded(values) -> dict:
 
 # %% ../../nbs/21_experiment.ipynb #c012x
 def experiment_of(config: dict) -> Experiment:
-    "The experiment that a run's config.json describes."
+    "The experiment that a run's config.json describes; ValueError if it describes none."
+    if not isinstance(config, dict) or "model" not in config:
+        raise ValueError(f"must be a table of fields with a `model`, is {str(config)[:40]}")
+    check_tables(config)
     return Experiment.from_dict({k: config[k] for k in FIELDS if k in config})
+
+def check_tables(about: dict) -> None:
+    "ValueError unless what a record or card says of files are tables."
+    for name in ("data_file", "held_out_file", "files"):
+        if not isinstance(about.get(name, {}), dict):
+            raise ValueError(f"{name}: must be a table of fields, is {str(about[name])[:40]}")
+
+def experiment_in(path: Path) -> tuple[Experiment, dict]:
+    "The experiment of a run's config.json, and all that is in the file; ValueError names the file."
+    config = read_json(path)
+    try: return experiment_of(config), config
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
 
 # %% ../../nbs/21_experiment.ipynb #c0121
 def experiment_with(model: type[nn.Module], training: TrainingConfig, **arguments) -> Experiment:
@@ -262,7 +277,7 @@ def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
     """The experiment that weights come from, and the rest of their card; ValueError names what is wrong with
     it."""
-    if (config := Path(name) / "config.json").is_file(): return experiment_of(read := read_json(config)), read
+    if (config := Path(name) / "config.json").is_file(): return experiment_in(config)
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
         raise ValueError(f"{path}: missing; weights need this file beside them, their card, which describes "
@@ -270,7 +285,7 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
     card = read_json(path)
     if not isinstance(card, dict) or "preset" not in card:
         raise ValueError(f"{path}: has no field 'preset', so the model cannot be built")
-    try: return Experiment.from_dict(card["preset"]), card
+    try: check_tables(card); return Experiment.from_dict(card["preset"]), card
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
 
 # %% ../../nbs/21_experiment.ipynb #c017x
@@ -302,12 +317,12 @@ def begin_with(model: nn.Module, name: str | Path) -> dict:
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
     "Write the weights of a run's checkpoint with a card made from its record; return the card."
     record = Record(run)
-    config, (tensors, header) = read_json(record.path / "config.json"), open_tensors(record.checkpoint)
-    x = experiment_of(config)
+    x, config = experiment_in(record.path / "config.json")
+    tensors, header = open_tensors(record.checkpoint)
     load_weights(model := build(x), checkpoint_weights(tensors), record.checkpoint)
-    card = {"preset": x.to_dict(), "data_file": config["data_file"],
+    card = {"preset": x.to_dict(), "data_file": config.get("data_file", {}),
             "steps": read_header(record.checkpoint, header)[0], "seed": x.training.seed,
-            "machine": config["machine"], "scores": scores or {}}
+            "machine": config.get("machine", {}), "scores": scores or {}}
     card |= {k: config[k] for k in ("initial", "files", "held_out_file") if k in config}
     save_weights(path, model, card)
     return card
@@ -316,15 +331,17 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
 def card_file(name: str | Path, card: dict, use: str) -> SceneFile | None:
     "The file that a card names for this use (train, held_out), if it is there and is the same."
     described = card.get({"train": "data_file"}.get(use, f"{use}_file"), {})
-    if not (path := card.get("files", {}).get(use)): return None
+    if not isinstance(path := card.get("files", {}).get(use), str): return None
     for folder in (Path.cwd(), weights_path(name).parent, book_folder()):
         if (folder / path).is_file() and file_hash(folder / path) == described.get("sha256"):
             return SceneFile(folder / path)
 
 def made_by_us(x: Experiment, about: dict) -> bool:
     "Whether the scenes that a record describes came from the generator of the experiment's data set."
-    source = json.loads(about.get("source") or "{}") if "generator" not in about else about
-    return bool({"generator", "made_by"} & set(source)) and x.data.startswith(about.get("name", x.data))
+    try: source = json.loads(about.get("source") or "{}") if "generator" not in about else about
+    except (TypeError, ValueError): return False  # not written by us
+    ours = isinstance(source, dict) and bool({"generator", "made_by"} & set(source))
+    return ours and x.data.startswith(str(about.get("name", x.data)))
 
 # %% ../../nbs/21_experiment.ipynb #c0232b
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
@@ -338,5 +355,6 @@ def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
     for use, said in uses.items():
         if file := card_file(name, card, use): return {f"{file.path.name} ({said})": file}
     if made_by_us(x, about): return held_out_files(x, folder, scenes)
-    named = " or ".join(card.get("files", {}).values()) or about.get("name", "not named by its card")
+    files = map(str, card.get("files", {}).values())
+    named = " or ".join(files) or about.get("name", "not named by its card")
     raise ValueError(f"{name}: its own scenes, {named}, are not here or have changed; give a scene file")

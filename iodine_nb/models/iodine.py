@@ -374,7 +374,7 @@ def _check_inference(slots: int, steps: int, restarts: int, descent: int, kl_wei
     if slots < 1 or steps < 0 or restarts < 1 or descent < 0:
         raise ValueError("slots and restarts must be at least 1, iterations and descent at least 0, "
                          f"are {slots}, {restarts}, {steps} and {descent}")
-    if kl_weight < 0 or sigma_factor <= 0:
+    if not (kl_weight >= 0 and sigma_factor > 0):  # so is NaN
         raise ValueError(
             f"kl_weight must be at least 0 and sigma_factor above 0, are {kl_weight} and {sigma_factor}")
 

@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'PUBLISHED', 'FITS', 'CLEVR_CROP', 'PICTURES', 'Scenes', 'c
            'crop_and_resize', 'at_most', 'import_published', 'some_object', 'import_folder']
 
 # %% ../../nbs/83_data.ipynb #c002
-import gzip, json, math, os, shutil, struct, sys, zlib
+import errno, gzip, json, math, os, shutil, struct, sys, zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,7 @@ def _wrong_shapes(s: Scenes) -> Iterator[str]:
     for k, v in s.factors.items():
         if v.shape[:2] != (n, e): yield f"factors/{k}: must begin with {[n, e]}, is {list(v.shape)}"
         if v.dtype.kind not in _KINDS: yield f"factors/{k}: must be numbers or true and false, is {v.dtype}"
+        if v.dtype.kind == "f" and not np.isfinite(v).all(): yield f"factors/{k}: holds NaN or infinity"
 
 def _wrong_mask(mask: np.ndarray, shape: tuple[int, int, int], entities: int) -> Iterator[str]:
     "What is wrong with a mask for images of this shape."
@@ -156,17 +157,23 @@ def _check_shown(said, shown, path: str | Path) -> None:
         raise ValueError(f"{path}: mask: all are 0, but visibility names objects; masks that are not known "
                          "are None")
 
-def _check_room(path: str | Path, size: int) -> None:
-    "OSError unless the disk has room for `size` bytes, and some: HDF5 itself crashes when it has not."
+# %% ../../nbs/83_data.ipynb #1b273ca6
+def _take_room(f: h5py.File, path: str | Path, size: int) -> None:
+    "OSError unless the disk has room for `size` bytes, and some, which are taken: HDF5 crashes without."
     need, free = size + size // 8 + (1 << 20), shutil.disk_usage(Path(path).absolute().parent).free
-    if free < need:
-        raise OSError(f"{path}: the next scenes may need {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f}; "
-                      "no file was written. Make room, or write fewer scenes")
+    lacks = (f"{path}: the next scenes may need {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f}; "
+             "no file was written. Make room, or write fewer scenes")
+    if free < need: raise OSError(lacks)
+    if not hasattr(os, "posix_fallocate"): return
+    try:
+        with open(f.filename, "rb+") as same: os.posix_fallocate(same.fileno(), f.id.get_filesize(), need)
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise OSError(lacks) from None  # or measured only
 
 # %% ../../nbs/83_data.ipynb #04d00012
 def _append(f: h5py.File, fields: dict[str, np.ndarray], count: int, path: str | Path) -> None:
     "Append rows to datasets, made at the first call: chunks of a few images, lightly compressed."
-    _check_room(path, sum(v.nbytes for v in fields.values()))
+    _take_room(f, path, sum(v.nbytes for v in fields.values()))
     for name, value in fields.items():
         one = value.shape[1:]
         if name not in f:
@@ -248,7 +255,9 @@ def __getitem__(self: SceneFile, i: "int | slice | list[int] | np.ndarray") -> "
         known = {} if one.mask is None else {"mask": one.mask[0]}
         if one.factors: known["factors"] = {k: v[0] for k, v in one.factors.items()}
         return {"image": one.image[0]} | known
-    rows, back, all_rows = i, slice(None), np.arange(len(self))
+    all_rows = np.arange(len(self))
+    if isinstance(i, slice) and (i.step or 1) < 0: i = all_rows[i]  # HDF5 reads forwards only
+    rows, back = i, slice(None)
     if not isinstance(i, slice):
         rows, back = np.unique(all_rows[np.asarray(i) if len(i) else slice(0)], return_inverse=True)
     names = ["image", "visibility", "mask", *(f"factors/{k}" for k in self.file.get("factors", {}))]

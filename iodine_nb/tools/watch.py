@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picture', 'VIEWS', 'RUN_PICTURES', 'grid_figure', 'parts_of', 'decomposition_figure', 'iterations_figure',
-           'traversal_figure', 'figure_of', 'said_of', 'scores_said', 'check_figure', 'write_figure', 'curves_figure',
-           'run_picture', 'watched', 'draw_run']
+           'traversal_figure', 'check_view', 'figure_of', 'said_of', 'scores_said', 'check_figure', 'write_figure',
+           'curves_figure', 'run_picture', 'watched', 'draw_run']
 
 # %% ../../nbs/23_own_pictures.ipynb #c002
 import io, tempfile, time
@@ -82,11 +82,19 @@ def traversal_figure(model: TakesApart, e: Decomposition, width: float = 3.25, d
         rows.append(list((logits.softmax(1) * pictures).sum(1)))
     return grid_figure(rows, [""] * columns, [f"{slot}: z{d}" for d in moved], width)
 
+# %% ../../nbs/23_own_pictures.ipynb #f935f702
+def check_view(scenes: int, first: int, width: float, seed: int) -> None:
+    "ValueError names what a figure cannot have."
+    for name, value, least in (("scenes", scenes, 1), ("first", first, 0), ("seed", seed, 0)):
+        if value < least: raise ValueError(f"{name}: must be at least {least}, is {value}")
+    if not .5 <= width <= 50: raise ValueError(f"width: must be from 0.5 to 50 inches, is {width:g}")
+
 # %% ../../nbs/23_own_pictures.ipynb #c105
 def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition", scenes: int = 4,
               first: int = 0, width: float = 3.25, seed: int = 0) -> tuple[Figure, str]:
     """A view of some scenes by these weights, and their scores in words. ValueError if the model has no
     `infer` (or no `decode`, for a traversal), or the file not so many scenes."""
+    check_view(scenes, first, width, seed)
     model, _ = load_model(weights)
     for needed in ("infer", *["decode"] * (what == "traversal")):
         if not hasattr(model, needed):
