@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).parent.parent / "nbs"
-REWRITTEN = ("02_sixty_lines", "10_distributions", "11_decoder", "19_parity", "60_vle", "61_mask_losses",
-             "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects")
+REWRITTEN = ("02_sixty_lines", "10_distributions", "11_decoder", "12_inputs", "13_refinement", "19_parity",
+             "60_vle", "61_mask_losses", "62_size_and_channels", "63_memory_and_inputs",
+             "64_tokens_and_objects")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
