@@ -82,7 +82,7 @@ def traversal_figure(model: TakesApart, e: Decomposition, width: float = 3.25, d
         rows.append(list((logits.softmax(1) * pictures).sum(1)))
     return grid_figure(rows, [""] * columns, [f"{slot}: z{d}" for d in moved], width)
 
-# %% ../../nbs/23_own_pictures.ipynb #f935f702
+# %% ../../nbs/23_own_pictures.ipynb #022794e6
 def check_view(scenes: int, first: int, width: float, seed: int) -> None:
     "ValueError names what a figure cannot have."
     for name, value, least in (("scenes", scenes, 1), ("first", first, 0), ("seed", seed, 0)):
