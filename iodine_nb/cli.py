@@ -440,8 +440,7 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
         steps: as the preset says if not said
         processes: so many runs at once
     """
-    if min(seeds, processes) < 1:
-        raise ValueError(f"seeds, processes: must be at least 1, are {seeds} and {processes}")
+    _check_repeats(seeds, processes)
     x = _base(base, data, held_out)
     if steps is not None: x = x.change(training__steps=steps)
     asked = ablation.Ablation(folder, x, {a: ablation.arm_of(a) for a in arms}, tuple(range(seeds)), data)
@@ -449,6 +448,10 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
     print(ablation.arms_table(asked))
 
 # %% ../nbs/87_cli.ipynb #c0183
+def _check_repeats(seeds: int, processes: int) -> None:
+    if min(seeds, processes) < 1:
+        raise ValueError(f"seeds, processes: must be at least 1, are {seeds} and {processes}")
+
 def _base(name: str, data: Path | None, held_out: Path | None) -> Experiment:
     "The preset that variants change, fitted to the scene file; ValueError if a file is missing."
     if data and not held_out: raise ValueError("held_out: a scene file to score on is needed with --data")

@@ -161,7 +161,7 @@ def upgraded(values) -> dict:
     return {**values, "kind": kind, "model": model, "training": training}
 
 # %% ../../nbs/21_experiment.ipynb #c012x
-def experiment_of(config: dict) -> Experiment:
+def experiment_of(config) -> Experiment:
     "The experiment that a run's config.json describes; ValueError if it describes none."
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"must be a table of fields with a `model`, is {str(config)[:40]}")
