@@ -39,7 +39,7 @@ def test_desk_reaches_the_bar(tmp_path):
 SHOWN = ("desk", "framed_sprites", "muon_clevr")
 # these are kept for the log's entries about them
 SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")
-LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites")  # their records are told apart by seeds
+LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites")  # records told apart by seeds
 
 
 @pytest.mark.parametrize("name", SHIPPED)
