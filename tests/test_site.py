@@ -93,7 +93,7 @@ def test_a_chapter_without_a_part_is_refused(monkeypatch):
     monkeypatch.syspath_prepend(str(TOP / "site"))
     import build
     monkeypatch.setitem(build.PARTS, "The log", [])
-    with pytest.raises(ValueError, match="30_elu_or_relu.ipynb stands in 0 parts"): build.parts()
+    with pytest.raises(ValueError, match="29_diary.ipynb stands in 0 parts"): build.parts()
 
 
 def watched(browser, **options):
