@@ -1,7 +1,7 @@
 """Build the site from the committed notebooks and their outputs: site/build.py [folder, default _docs].
 
 Nothing is executed or fetched. The folder `source` in it is what Sphinx reads, `html` is the site."""
-import ast, base64, configparser, html, json, re, shutil, subprocess, sys
+import ast, configparser, html, json, re, shutil, subprocess, sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -97,7 +97,8 @@ def index() -> str:
                     f"]({SETTINGS['DEFAULT']['git_url']})", readme)
     trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths])
              for part, paths in parts().items() if paths]
-    return "\n\n".join([readme, *trees, toctree("Reference", ["log", "api/index", "contributing"])])
+    told = '<a href="log.xml">New entries of the log, as an Atom feed.</a>'
+    return "\n\n".join([readme, told, *trees, toctree("Reference", ["api/index", "contributing"])])
 
 
 def name(path: Path) -> str:
@@ -109,23 +110,15 @@ def name(path: Path) -> str:
 # ---- the log
 
 def entries() -> list[dict]:
-    "Every dated entry of the log, newest first: date, title, notebook, first paragraphs, first picture."
+    "Every dated entry of the log, newest first: date, title, notebook, the text that follows."
     found = []
     for path in notebooks().values():
-        entry = None
         for cell in json.loads(path.read_text())["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
                 for block in re.split(r"^(?=## )", source, flags=re.MULTILINE):
                     if head := re.match(r"## (\d{4}-\d\d-\d\d) · (.+)\n?", block):
-                        entry = dict(date=head[1], title=head[2], path=path, text=block[head.end():],
-                                     picture=None)
-                        found.append(entry)
-                    elif block.startswith("## "): entry = None
-            elif entry and not entry["picture"]:
-                pictures = [o["data"]["image/png"]
-                            for o in cell["outputs"] if "image/png" in o.get("data", {})]
-                entry["picture"] = next(iter(pictures), None)
+                        found.append(dict(date=head[1], title=head[2], path=path, text=block[head.end():]))
     return sorted(found, key=lambda e: (e["date"], e["path"].name), reverse=True)
 
 
@@ -138,22 +131,6 @@ def opening(text: str) -> str:
     return "\n\n".join(kept)
 
 
-def log_page(folder: Path) -> str:
-    "The diary: every entry's opening and first picture, newest first."
-    (folder / "log_pictures").mkdir()
-    lines = ["# The log", "",
-             "Every dated entry of the book, newest first, as it begins, with its first figure. "
-             "The <a href=\"log.xml\">feed</a> tells a reader of feeds about new ones.", ""]
-    for i, e in enumerate(entries()):
-        link = f"book/{e['path'].name}"
-        lines += [f"## {e['title']}", "", f"{e['date']} · [the whole entry]({link})", "",
-                  re.sub(r"\]\((\w+\.ipynb)", r"](book/\1", markdown(opening(e["text"]))), ""]
-        if e["picture"]:
-            (folder / f"log_pictures/{i}.png").write_bytes(base64.b64decode(e["picture"]))
-            lines += [f"![First figure of the entry: {e['title']}](log_pictures/{i}.png)", ""]
-    return "\n".join(lines)
-
-
 def feed() -> bytes:
     "The log as an Atom feed (RFC 4287)."
     space = "http://www.w3.org/2005/Atom"
@@ -164,7 +141,7 @@ def feed() -> bytes:
         element.text = text
         return element
     found = entries()
-    add(root, "title", "The log of iodine_nb"); add(root, "id", f"{HOME}/log.html")
+    add(root, "title", "The log of iodine_nb"); add(root, "id", f"{HOME}/book/29_diary.html")
     add(root, "updated", f"{found[0]['date']}T00:00:00Z")
     add(root, "link", href=f"{HOME}/log.xml", rel="self")
     add(add(root, "author"), "name", SETTINGS["DEFAULT"]["author"])
@@ -241,7 +218,6 @@ def build(out: Path) -> None:
     (source / "index.md").write_text(index())
     contributing = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](book/\1)", (TOP / "CONTRIBUTING.md").read_text())
     (source / "contributing.md").write_text(contributing)
-    (source / "log.md").write_text(log_page(source))
     api(source / "api")
     subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", TOP / "site", "-d",
                     out / "doctrees", source, site], check=True)

@@ -125,7 +125,7 @@ def test_it_works_from_a_file(site, browser):
 @browser_test
 def test_it_fits_a_phone(site, browser):
     page, _, complaints = watched(browser, viewport={"width": 390, "height": 844}, device_scale_factor=2)
-    for name in ("index", "log", "book/02_sixty_lines", "book/11_decoder", "book/12_inputs",
+    for name in ("index", "book/29_diary", "book/02_sixty_lines", "book/11_decoder", "book/12_inputs",
                  "api/iodine_nb.models.iodine"):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
