@@ -175,7 +175,7 @@ def score_table(scores: dict[str, list[float]]) -> str:
 
 # %% ../../nbs/16_metrics.ipynb #c018
 def way_of(key: str) -> str:
-    "The way of inference that a card's scores are kept under, in words."
+    "The way of inference that scores are kept under in the file beside the weights, in words."
     words = {"best_of_": "best of ", "_descent_": ", descent ", "_iterations_": ", T = ", "_kl_": ", KL × ",
              "_explanation": ", by explanation"}
     for part, said in words.items(): key = key.replace(part, said)
