@@ -287,7 +287,8 @@ def test_both_refuse_the_same_in_the_same_words(page, kind):
     plain = json.loads(json.dumps(config().to_dict()))
     if "place" in plain: plain["place"] = "appended"
     cases = [with_field(plain, *c) for c in choices(config)] + [plain]
-    if "refinement" in plain: cases += [with_field(plain, "refinement.lstm", 0), plain | {"inputs": ["image"]}]
+    if "refinement" in plain:
+        cases += [with_field(plain, "refinement.lstm", 0), plain | {"inputs": ["image"]}]
     theirs = page.run("""return headers.map((header) => {
       try { engine.checkKnown(header); return ""; } catch (error) { return error.message; } });""",
                       headers=[dict(kind=kind, model=fields) for fields in cases])
