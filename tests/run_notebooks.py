@@ -37,7 +37,8 @@ def run(path: Path, fresh: bool) -> None:
 def show(cell) -> None:
     "What a cell printed."
     for out in cell.outputs:
-        text = out.get("text") or out.get("data", {}).get("text/plain", "")
+        data = out.get("data", {})
+        text = out.get("text") or data.get("text/markdown") or data.get("text/plain", "")
         if text and not text.startswith("<Figure"): print(text.rstrip(), flush=True)
 
 

@@ -1,14 +1,16 @@
 """The page's engine in a real browser against PyTorch; skipped where there is no Debian `chromium`."""
-import base64, importlib.util, json, shutil, subprocess, sys
+import base64, dataclasses, importlib.util, json, shutil, subprocess, sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from iodine_nb.core import Noise, seeded
-from iodine_nb.experiments.experiment import card_of, load_model
+from iodine_nb.cli import main
+from iodine_nb.core import Config, Noise, seeded
+from iodine_nb.experiments.experiment import card_of, kinds, load_model
 from iodine_nb.experiments.presets import preset
 from iodine_nb.models.by_hand import KNOWN
 from iodine_nb.models.iodine import IODINE
@@ -16,7 +18,7 @@ from iodine_nb.models.slot_attention import SlotAttention, SlotAttentionConfig
 from iodine_nb.models.slot_frame import SlotFrameConfig, SlotFrameIODINE
 from iodine_nb.scenes.format import Batch
 from iodine_nb.tools.explorer import PageNoise
-from iodine_nb.tools.page import page_bytes, page_file
+from iodine_nb.tools.page import PAGE_KINDS, check_page, page_bytes, page_file
 
 CHROMIUM, WEB = shutil.which("chromium"), Path(__file__).parent.parent / "iodine_nb/web"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's engine is not tested")
@@ -248,6 +250,50 @@ def test_what_is_unknown_is_refused_before_a_page_is_made(name, change):
 def test_unknown_slot_attention_is_refused(name, change):
     model = SlotAttention(preset("slots_tetrominoes").model.change(**change))
     with pytest.raises(ValueError, match=f"^model.{name}: "): page_bytes(model)
+
+
+def test_weights_that_the_page_cannot_run_are_refused_at_the_door(tmp_path, capsys):
+    assert main(["explore", "slots_sprites", "--out", str(tmp_path / "page.html"), "--no-browser"]) == 2
+    assert "model.attention.frame: the page's engine knows picture, is 'slot'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def choices(config: type[Config], above: str = ""):
+    "Every field of a configuration that is one of some words, by its dotted name, with each of its words."
+    for name, kind in get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind): yield from choices(kind, f"{above}{name}.")
+        elif get_origin(kind) is Literal: yield from ((above + name, word) for word in get_args(kind))
+
+
+def with_field(fields: dict, name: str, value) -> dict:
+    "Nested fields with another value at a dotted name."
+    first, _, rest = name.partition(".")
+    return fields | {first: with_field(fields[first], rest, value) if rest else value}
+
+
+def said_in_python(kind: str, fields: dict) -> str:
+    "What check_page says of a model of this kind with these fields, which need not be one that can be made."
+    model = object.__new__(kinds()[kind].model)
+    nn.Module.__init__(model)
+    model.config = type("Fields", (), {"to_dict": lambda self: fields})()
+    try: return "" if check_page(model) == kind else "another kind"
+    except ValueError as error: return str(error)
+
+
+@in_browser
+@pytest.mark.parametrize("kind", PAGE_KINDS)
+def test_both_refuse_the_same_in_the_same_words(page, kind):
+    config = kinds()[kind].config
+    plain = json.loads(json.dumps(config().to_dict()))
+    if "place" in plain: plain["place"] = "appended"
+    cases = [with_field(plain, *c) for c in choices(config)] + [plain]
+    if "refinement" in plain:
+        cases += [with_field(plain, "refinement.lstm", 0), plain | {"inputs": ["image"]}]
+    theirs = page.run("""return headers.map((header) => {
+      try { engine.checkKnown(header); return ""; } catch (error) { return error.message; } });""",
+                      headers=[dict(kind=kind, model=fields) for fields in cases])
+    ours = [said_in_python(kind, fields) for fields in cases]
+    assert ours == theirs and "" in ours and any(ours)
 
 
 @in_browser
