@@ -105,6 +105,13 @@ except OSError as e: print(e)
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5"] and (tmp_path / "s.h5").read_bytes() == b"mine"
 
 
+def test_a_scene_file_is_no_larger_than_what_it_holds(tmp_path):
+    "The room that is taken beforehand is given back."
+    path = tmp_path / "s.h5"
+    save_scenes(path, [tetrominoes(20, np.random.default_rng(i), cell=2) for i in range(3)], "t", {})
+    assert path.stat().st_size < 60_000 and path.stat().st_size > 20_000
+
+
 def test_slices_backwards_and_factors_that_are_no_numbers(tmp_path):
     file = scenes(tmp_path / "s.h5")
     forwards = file[:].image

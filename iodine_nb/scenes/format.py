@@ -128,8 +128,6 @@ def with_background(factor: Shaped[np.ndarray, "N S *d"]) -> Shaped[np.ndarray, 
     return np.pad(factor, ((0, 0), (1, 0)) + ((0, 0),) * (factor.ndim - 2))
 
 # %% ../../nbs/83_data.ipynb #c005
-FORMAT = 1  # version of the scene file
-
 def save_scenes(path: str | Path,
                 parts: Scenes | Iterable[Scenes],  # one part, or many to be written one after another
                 name: str,  # of the data set
@@ -137,17 +135,18 @@ def save_scenes(path: str | Path,
                 split: str = "train",
                 seed: int = -1) -> int:  # of the generator, if there was one
     "Write a scene file, whole or not at all; return how many scenes it has."
-    count, before, said, shown = 0, None, False, False
-    with whole_file(path) as p, h5py.File(p, "w") as f:
-        for part in parts if isinstance(parts, Iterable) else [parts]:
-            fields = _fields(check_scenes(part, str(path)))
-            _check_like(before := before or _shapes(fields), _shapes(fields), count, str(path))
-            _append(f, fields, count, path)
-            count += len(part)
-            said, shown = said or part.visibility[:, 1:].any(), shown or part.mask is None or part.mask.any()
+    count, before, has, seen = 0, None, False, False
+    with whole_file(path) as p:
+        with h5py.File(p, "w") as f:
+            for part in parts if isinstance(parts, Iterable) else [parts]:
+                fields = _fields(check_scenes(part, str(path)))
+                _check_like(before := before or _shapes(fields), _shapes(fields), count, str(path))
+                _append(f, fields, count, path)
+                count += len(part)
+                has, seen = has or part.visibility[:, 1:].any(), seen or part.mask is None or part.mask.any()
         if not count: raise ValueError(f"{path}: no scenes to write")
-        _check_shown(said, shown, path)
-        f.attrs.update(format=FORMAT, name=name, split=split, seed=seed, source=json.dumps(source))
+        _check_shown(has, seen, path)
+        _name(p, name=name, split=split, seed=seed, source=json.dumps(source))
     return count
 
 # %% ../../nbs/83_data.ipynb #c006
@@ -158,6 +157,12 @@ def _check_shown(said, shown, path: str | Path) -> None:
                          "are None")
 
 # %% ../../nbs/83_data.ipynb #1b273ca6
+FORMAT = 1  # version of the scene file
+
+def _name(path: Path, **about) -> None:
+    "Say in a file what it holds. Opened anew, HDF5 also gives back the room that was taken and is not used."
+    with h5py.File(path, "r+") as f: f.attrs.update(format=FORMAT, **about)
+
 def _take_room(f: h5py.File, path: str | Path, size: int) -> None:
     "OSError unless the disk has room for `size` bytes, and some, which are taken: HDF5 crashes without."
     need, free = size + size // 8 + (1 << 20), shutil.disk_usage(Path(path).absolute().parent).free
