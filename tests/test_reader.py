@@ -10,7 +10,8 @@ REWRITTEN = ("02_sixty_lines", "04_vae", "05_iterative", "06_amortisation_gap", 
              "16_metrics", "19_parity", "29_diary", "30_elu_or_relu", "31_gated", "32_normalisation",
              "33_input_encodings", "34_sigma", "35_gradient_cutting", "36_start", "37_iterations",
              "38_paper_code_port", "39_desk", "40_decomposition", "41_explorer",
-             "44_speed", "47_slot_frame", "48_what_a_number_means", "60_vle", "61_mask_losses",
+             "44_speed", "46_muon", "47_slot_frame", "48_what_a_number_means", "60_vle",
+             "61_mask_losses",
              "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects", "88_page_engine")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
