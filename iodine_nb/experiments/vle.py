@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPS', 'MASK_LOSSES', 'PLACES', 'SALIENCIES', 'CHANNELS', 'CURES', 'ELSEWHERE', 'MASK_COLUMNS', 'vle_runs', 'asked',
-           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'colour_scores', 'pca_curve']
+           'elsewhere', 'variants_table', 'stripes', 'keep_masks', 'prompt_scores', 'colour_scores', 'pca_curve']
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x001
 from collections.abc import Callable
@@ -125,6 +125,20 @@ def keep_masks(scenes: Batch, shown: int = 4, to: str = "masks",
             kept[record.path.name], found[record.path.name] = bytes_of(claims[:shown]), stripes(claims)
     np.savez_compressed(path, **kept)
     write_json(measured, found)
+
+# %% ../../nbs/64_tokens_and_objects.ipynb #x005b
+def prompt_scores(scenes: Batch) -> dict[str, list[dict]]:
+    "For every run with a prompt whose checkpoint is there: what it does when 1, 2… tokens are asked for."
+    found = {}
+    for record in (r for r in asked()["places"].records()["prompt"] if r.checkpoint.is_file()):
+        model, rows = load_model(record.path)[0], []
+        for n in range(1, model.config.tokens + 1):
+            steps = model.infer(scenes.image, n)
+            cut = segmentation_scores(scenes.mask, steps[-1].segmentation)
+            rows.append(dict(mse=[float(s.loss.mean()) for s in steps], ari=float(cut["ari"].mean()),
+                             areas=steps[-1].claims[:, :n].mean((0, 2, 3)).tolist()))
+        found[record.path.name] = rows
+    return found
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x006
 def colour_scores(scenes: Batch, clusters: int = 6) -> dict[str, dict[str, float]]:
