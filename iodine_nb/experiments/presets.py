@@ -130,11 +130,13 @@ ABOUT = {  # what for, minutes of one core
     "desk_sprites_start": ("sprites at 32×32, first of two runs", 74),
     "desk_sprites": ("sprites at 32×32, second of two runs", 54),
     "muon_clevr_start": ("CLEVR at 32×32 with Muon, first of two runs", 22),
-    "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; the best CLEVR weights here", 42),
+    "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; the best of IODINE's CLEVR weights here", 42),
     "framed_sprites_start": ("sprites at 64×64, slots in their own frames, first of three runs", 29),
-    "framed_sprites": ("the same, third of three runs; the best sprite weights here", 68),
+    "framed_sprites": ("the same, third of three runs; the best of IODINE's sprite weights here", 68),
     "attention_tetrominoes": ("Tetrominoes, IODINE that starts from Slot Attention", 32),
     "slots_tetrominoes": ("Tetrominoes, Slot Attention", 22),
+    "slots_sprites": ("sprites at 64×64, Slot Attention, for a GPU", None),
+    "slots_clevr": ("CLEVR at 64×64, Slot Attention, for a GPU; the best CLEVR weights here", None),
     "small": ("for ablations: Tetrominoes at 14×14", 11),
 }
 
@@ -144,5 +146,5 @@ def about(name: str) -> str:
     x = preset(name)
     size = "×".join(map(str, x.model.image[1:])) if hasattr(x.model, "image") else ""
     what, minutes = ABOUT.get(name, (f"{x.kind} on {x.data}, {size}", None))
-    time = f"about {minutes} minutes of one core" if minutes else "not timed here"
+    time = f"about {minutes} minutes of one core" if minutes else "not timed on a core"
     return f"{what}; {x.training.steps:,} steps of {x.training.batch_size}, {time}"

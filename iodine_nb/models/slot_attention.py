@@ -410,7 +410,8 @@ _presets = {"slot_attention_tetrominoes": ("tetrominoes", _narrow.change(image=(
 _framed = AttentionConfig(strides=(2, 2, 1, 1), iterations=4, gradient="implicit", start="learned",
                           frame="slot")
 _sprites = _coarse.change(image=(3, 64, 64), slots=6).change(attention=_framed)
-_long = _short.change(steps=20_000, decay_steps=20_000, warmup=1_000, optimiser="muon", evaluate_every=1_000)
+_long = _short.change(steps=9_600, decay_steps=9_600, batch_size=64, warmup=300, optimiser="muon",
+                      log_every=50, evaluate_every=1_000)
 
 family = Family(SlotAttentionConfig, SlotAttention, decomposition_scores, _presets | {
     "slots_sprites": ("multi_dsprites_colored_on_grayscale", _sprites, _long),
