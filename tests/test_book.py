@@ -39,7 +39,7 @@ def test_desk_reaches_the_bar(tmp_path):
 SHOWN = ("desk", "framed_sprites", "muon_clevr")
 # these are kept for the log's entries about them
 SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")
-LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites")  # records told apart by seeds
+LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites", "slots_clevr")  # records told apart by seeds
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -92,7 +92,7 @@ def test_eval_without_a_file_reprints_the_card(name, tmp_path):
     for quantity, values in found.items(): assert abs(values[0] - card[quantity][0]) < .01, quantity
 
 
-@pytest.mark.parametrize("name", LOOKING[:2])  # the third was trained in two pieces
+@pytest.mark.parametrize("name", LOOKING[:2])  # the others were trained on a GPU
 def test_the_minutes_that_are_promised_were_measured(name):
     minutes = json.loads((TOP / "data/runs" / f"{name}-seed-0" / "minutes.json").read_text())["core_minutes"]
     assert ABOUT[name][1] == round(minutes)
