@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from iodine_nb.experiments import norb as runs
 from iodine_nb.experiments.experiment import Experiment, build
 from iodine_nb.experiments.presets import preset
 from iodine_nb.models.vae import (PUBLISHED, SMALL, VAE, VAEConfig, bernoulli_nll, bits_per_dimension, family,
@@ -222,3 +223,24 @@ def test_fit_does_not_go_on_from_nan(tmp_path):
     (dict(latent=0), "latent")])
 def test_what_cannot_be_is_said(change, said):
     with pytest.raises(ValueError, match=said): VAEConfig().change(**change)
+
+
+def test_every_way_to_resume_leaves_its_trace(tmp_path, monkeypatch):
+    "What must be so, whatever the model: what is forgotten shows where it is used, and nowhere before."
+    files = {split: pictures(tmp_path / f"{split}.h5") for split in SPLITS}
+    quick = dict(model__image=(1, 8, 8), model__components=5, model__hidden=(6,), model__latent=2,
+                 training__steps=4, training__batch_size=8, training__evaluate_scenes=8,
+                 training__evaluate_every=4)
+    base = runs.resume_base
+    monkeypatch.setattr(runs, "resume_base", lambda way, seed: base(way, seed).change(**quick))
+    found = {way: seeds[0] for way, seeds in runs.run_resumes(files, fitted_pca(files["train"], 5), (0,),
+                                                              3).items()}
+    assert tuple(found) == runs.RESUMES
+    before, training = ({way: run[key] for way, run in found.items()} for key in ("before", "training"))
+    for way in ("no optimiser state", "another random state"): assert before[way] == before["complete"]
+    assert training["no batch norm statistics"] == training["complete"]
+    assert before["no batch norm statistics"] != before["complete"]
+    assert training["no optimiser state"][0] == training["complete"][0]
+    assert training["no optimiser state"][1] != training["complete"][1]
+    assert training["another random state"][0] != training["complete"][0]
+    assert before["head not saved"] != found["head not saved"]["stopped_at"]
