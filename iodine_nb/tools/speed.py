@@ -115,6 +115,7 @@ def _measure(config: dict, mode: str, batch: int, steps: int, threads: int, devi
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     c, rate = IODINEConfig.from_dict(config), matrix_rate(device, precision)
+    if device == "cuda": torch.cuda.reset_peak_memory_stats()  # the matrices have been held, too
     model = IODINE(c if mode == "port" else c.change(gradients=mode)).to(device)
     if device == "cuda" or precision == "bfloat16": model = model.to(memory_format=torch.channels_last)
     if compiled: compile_networks(model)
