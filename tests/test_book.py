@@ -39,7 +39,8 @@ def test_desk_reaches_the_bar(tmp_path):
 SHOWN = ("desk", "framed_sprites", "muon_clevr")
 # these are kept for the log's entries about them
 SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")
-LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites", "slots_clevr")  # records told apart by seeds
+# their records are told apart by seeds
+LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites", "slots_clevr")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
