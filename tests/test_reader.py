@@ -7,14 +7,14 @@ import pytest
 NBS = Path(__file__).parent.parent / "nbs"
 REWRITTEN = ("01_first_look", "02_sixty_lines", "03_ninety_minutes", "04_vae", "05_iterative",
              "06_amortisation_gap", "07_what_helps", "10_distributions", "11_decoder", "12_inputs",
-             "13_refinement", "14_iodine", "15_presets", "16_metrics", "17_training", "19_parity",
-             "20_ablation", "21_experiment", "22_baselines", "23_own_pictures", "24_change_one_thing",
-             "25_own_model", "29_diary", "30_elu_or_relu", "31_gated", "32_normalisation",
-             "33_input_encodings", "34_sigma", "35_gradient_cutting", "36_start",
+             "13_refinement", "14_iodine", "15_presets", "16_metrics", "17_training", "18_gradient_by_hand",
+             "19_parity", "20_ablation", "21_experiment", "22_baselines", "23_own_pictures",
+             "24_change_one_thing", "25_own_model", "29_diary", "30_elu_or_relu", "31_gated",
+             "32_normalisation", "33_input_encodings", "34_sigma", "35_gradient_cutting", "36_start",
              "37_iterations", "38_paper_code_port", "39_desk", "40_decomposition", "41_explorer",
              "42_generalisation", "43_failures", "44_speed", "45_shape_is_hard", "46_muon", "47_slot_frame",
-             "18_gradient_by_hand", "53_resume_and_nan", "54_capacity", "55_norb_runs",
-             "48_what_a_number_means", "60_vle", "61_mask_losses", "62_size_and_channels",
+             "48_what_a_number_means", "50_norb", "51_fitted_variance", "52_pca", "53_resume_and_nan",
+             "54_capacity", "55_norb_runs", "60_vle", "61_mask_losses", "62_size_and_channels",
              "63_memory_and_inputs", "64_tokens_and_objects", "70_slot_attention", "71_attention_start",
              "72_objects_or_colours", "88_page_engine")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own

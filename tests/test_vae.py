@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from iodine_nb.core import read_json
 from iodine_nb.experiments import norb as runs
 from iodine_nb.experiments.experiment import Experiment, build
+from iodine_nb.experiments.norb import norb_runs
 from iodine_nb.experiments.presets import preset
 from iodine_nb.models.vae import (PUBLISHED, SMALL, VAE, VAEConfig, bernoulli_nll, bits_per_dimension, family,
                                   fitted_pca, gaussian_nll, posteriors)
@@ -244,3 +246,16 @@ def test_every_way_to_resume_leaves_its_trace(tmp_path, monkeypatch):
     assert training["no optimiser state"][1] != training["complete"][1]
     assert training["another random state"][0] != training["complete"][0]
     assert before["head not saved"] != found["head not saved"]["stopped_at"]
+
+
+def test_what_the_records_of_unseen_toys_say():
+    "Chapter 50: paintings beat copies. Chapter 51: the best likelihood has nearly the largest error."
+    names = "unseen", "by_likelihood", "pca"
+    unseen, said, pca = (read_json(norb_runs() / f"{name}.json") for name in names)
+    assert unseen["painted"] < unseen["copied"] / 2 < unseen["mean"] and np.shape(unseen["by_toy"]) == (5, 10)
+    nothing = -.5 * (np.log(2 * np.pi * np.array(pca["variance"][:125])) + 1).sum()
+    assert abs(nothing - said["nothing"]) < 4  # two standard errors of 754 pictures
+    elbo, mse = ({name: run[k] for name, run in said["models"].items()} for k in ("elbo", "mse"))
+    assert min(elbo, key=elbo.get) == max(mse, key=mse.get) == "head"
+    assert [name for name in elbo if elbo[name] > nothing] == ["softplus head"]
+    assert mse["softplus head"] > 2 * max(mse["optimal"], mse["per coefficient"])
