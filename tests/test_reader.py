@@ -14,7 +14,8 @@ REWRITTEN = ("01_first_look", "02_sixty_lines", "03_ninety_minutes", "04_vae", "
              "42_generalisation", "43_failures", "44_speed", "45_shape_is_hard", "46_muon", "47_slot_frame",
              "48_what_a_number_means", "60_vle", "61_mask_losses", "62_size_and_channels",
              "63_memory_and_inputs", "64_tokens_and_objects", "70_slot_attention", "71_attention_start",
-             "72_objects_or_colours", "81_sprites", "82_clevr", "83_data", "84_sources", "88_page_engine")
+             "72_objects_or_colours", "80_core", "81_sprites", "82_clevr", "83_data", "84_sources",
+             "85_gallery", "86_plots", "87_cli", "88_page_engine")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
