@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and keep their outputs; with --fresh, print them and leave the file alone.
 
 Figures are written to pics/ only where the environment says IODINE_NB_BOOK=1, as `make book` does."""
-import argparse, sys, time
+import argparse, os, sys, time
 from pathlib import Path
 
 import nbformat
@@ -47,6 +47,7 @@ if __name__ == "__main__":
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
+    os.environ.pop("IN_TEST", None)  # which nbdev_test sets: some cells are then cut short
     for path in arguments.notebooks:
         try: run(path, arguments.fresh)
         except CellExecutionError as e: sys.exit(f"{path}: {e}")

@@ -1,8 +1,8 @@
 """Chapters that are written for a reader: captions, exercises, sources, plain words."""
-import json, re
+import json, os, re, subprocess, sys
 from pathlib import Path
 
-import pytest
+import nbformat, pytest
 
 NBS = Path(__file__).parent.parent / "nbs"
 REWRITTEN = ("01_first_look", "02_sixty_lines", "03_ninety_minutes", "04_vae", "05_iterative",
@@ -16,7 +16,8 @@ REWRITTEN = ("01_first_look", "02_sixty_lines", "03_ninety_minutes", "04_vae", "
              "48_what_a_number_means", "50_norb", "51_fitted_variance", "52_pca", "53_resume_and_nan",
              "54_capacity", "55_norb_runs", "60_vle", "61_mask_losses", "62_size_and_channels",
              "63_memory_and_inputs", "64_tokens_and_objects", "70_slot_attention", "71_attention_start",
-             "72_objects_or_colours", "88_page_engine")
+             "72_objects_or_colours", "80_core", "81_sprites", "82_clevr", "83_data", "84_sources",
+             "85_gallery", "86_plots", "87_cli", "88_page_engine")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
@@ -68,6 +69,23 @@ def test_the_diary_has_every_dated_entry():
     told = {name: len(re.findall(rf"^### \[.+\]\({name}\.ipynb\)", raw, re.MULTILINE)) for name in dated}
     assert sum(dated.values()) > 40
     assert not (lacks := {n: (told[n], dated[n]) for n in dated if told[n] < dated[n]}), lacks
+
+
+def test_only_the_tests_see_a_short_version():
+    "Where a costly cell does less under nbdev_test (IN_TEST), it is no exported cell, and it says so."
+    short = [(p.stem, source) for p in NBS.glob("*.ipynb") for c in cells(p.stem)
+             if c["cell_type"] == "code" and "IN_TEST" in (source := "".join(c["source"]))]
+    silent = lambda source: not all("nbdev_test" in line for line in source.splitlines() if "IN_TEST" in line)
+    assert {"11_decoder", "14_iodine", "40_decomposition", "70_slot_attention"} <= {name for name, _ in short}
+    assert not (wrong := [name for name, source in short if "#| export" in source or silent(source)]), wrong
+
+
+def test_the_book_is_made_of_whole_runs(tmp_path):
+    ask = nbformat.v4.new_code_cell("import os; print('IN_TEST' in os.environ)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[ask]), tmp_path / "ask.ipynb")
+    run = [sys.executable, NBS.parent / "tests" / "run_notebooks.py", tmp_path / "ask.ipynb", "--fresh"]
+    said = subprocess.run(run, env=os.environ | {"IN_TEST": "1"}, capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("False")
 
 
 def test_a_missing_caption_is_found():
