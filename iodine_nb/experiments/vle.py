@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['LOOPS', 'MASK_LOSSES', 'PLACES', 'SALIENCIES', 'CHANNELS', 'CURES', 'ELSEWHERE', 'FURTHER', 'UNCLAMPED',
            'FURTHER_LOOPS', 'MASK_COLUMNS', 'vle_runs', 'asked', 'elsewhere', 'variants_table', 'stripes', 'keep_masks',
-           'prompt_scores', 'colour_scores', 'pca_curve']
+           'prompt_scores', 'colour_scores', 'pca_curve', 'token_atlas', 'token_control']
 
 # %% ../../nbs/64_tokens_and_objects.ipynb #x001
+import base64, io, zlib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
+from IPython.display import HTML
 from jaxtyping import Float
+from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -22,6 +26,7 @@ from ..core import book_folder, markdown_table, read_json, write_json
 from .ablation import Ablation, final_scores
 from .experiment import load_model
 from .presets import preset
+from ..models.vle import VLEScene
 from ..scenes.format import Batch, SceneFile
 from ..training.fit import Ramp
 from ..training.metrics import segmentation_scores
@@ -195,3 +200,25 @@ def pca_curve(training: Batch, scenes: Batch, most: int = 420) -> dict:
     kept = np.concatenate([[0.], ((centred @ pca.components_.T)**2).sum(0).cumsum()])
     return {"mse": (((centred**2).sum() - kept) / centred.size).tolist(),
             "zero": float(scenes.image.var((2, 3), correction=0).mean())}
+
+# %% ../../nbs/64_tokens_and_objects.ipynb #x007
+def token_atlas(images: Float[Tensor, "B C H W"], scene: VLEScene) -> np.ndarray:
+    "Bytes, [B·H, (1 + 2n)·W, 3]: a row of pictures for each scene: it, what its n tokens add, their masks."
+    added = 128 + (127 * scene.added.clamp(-1, 1)).round()
+    parts = [255 * images.clamp(0, 1)[:, None], added, 255 * scene.claims.clamp(0, 1)[:, :, None]]
+    parts = torch.cat([p.round().expand(-1, -1, 3, -1, -1) for p in parts], 1)  # [B, 1 + 2n, 3, H, W]
+    b, n, _, h, w = parts.shape
+    return parts.permute(0, 3, 1, 4, 2).reshape(b * h, n * w, 3).byte().numpy()
+
+def token_control(images: Float[Tensor, "B C H W"], scene: VLEScene) -> HTML:
+    "A control for a page: tokens shown one by one, switched off, and moved; with masks, and what each adds."
+    (b, _, h, w), count = images.shape, scene.claims.shape[1]
+    Image.fromarray(token_atlas(images, scene)).save(png := io.BytesIO(), "png", optimize=True)
+    name, source = (f"tokens-{zlib.crc32(png.getvalue()):x}", base64.b64encode(png.getvalue()).decode())
+    file = lambda name: resources.files("iodine_nb").joinpath("web", name).read_text()
+    tiles = "".join(file("tile.html").replace("NUMBER", str(t + 1)) for t in range(count))
+    scenes = "".join(f"<option>{i + 1}</option>" for i in range(b))
+    page = file("tokens.html").replace("NAME", name).replace("COUNT", str(count))
+    start = f"tokens(document.getElementById('{name}'), {w}, {h}, {count}, 'data:image/png;base64,{source}')"
+    page = page.replace("TILES", tiles).replace("SCENES", scenes)
+    return HTML(f"{page}<script>(() => {{ {file('tokens.js')}\n{start}; }})()</script>")
