@@ -9,7 +9,7 @@ from torch import nn
 
 from iodine_nb.cli import main
 from iodine_nb.core import seeded
-from iodine_nb.experiments.experiment import build, card_of, weights_path
+from iodine_nb.experiments.experiment import build, card_of, load_model, train, weights_path
 from iodine_nb.experiments.presets import preset, presets
 from iodine_nb.experiments.vle import asked, token_control
 from iodine_nb.models.vle import VLE, ConvLSTM, NetworkConfig, VLEConfig, arranged, collapse, mask_loss
@@ -259,12 +259,19 @@ def test_collapse(areas, expected):
     assert {k: round(found[k].item(), 4) for k in expected} == expected and found["mask_bits"] < 1e-3
 
 
-def test_published_size():
-    "7.33 million parameters, and a step with them."
-    m = build(preset("vle").change(model__image=(3, 16, 16)), 0)
-    assert sum(p.numel() for p in m.parameters()) == 7_326_503
-    m.loss(Batch(torch.rand(2, 3, 16, 16, generator=seeded(0))), seeded(0))["loss"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+def test_the_published_size_takes_a_step(tmp_path):
+    "7.33 million parameters, counted; and the trainer's first step with them, at 64 × 64, on a CLEVR scene."
+    x = preset("vle").change(training__steps=1, training__batch_size=1, training__log_every=1)
+    assert (x.model, x.training.optimiser, x.training.learning_rate) == (VLEConfig(), "adam", 1e-3)
+    assert x.model.image == (3, 64, 64) and x.model.grid == (8, 8) and x.model.floats == 262
+    before = build(x, x.training.seed).state_dict()
+    assert sum(v.numel() for v in before.values()) == 7_326_503
+    record = train(x, tmp_path / "run", progress=False)
+    (line,) = record.log()
+    assert line["step"] == 1 and math.isfinite(line["loss"]) and not line["skipped"]
+    after = load_model(record.path)[0].state_dict()
+    moved = {name: (after[name] - v).abs().max().item() for name, v in before.items()}
+    assert len(moved) > 100 and 5e-4 < min(moved.values()) and max(moved.values()) < 1.001e-3  # Adam's first
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if n != "vle"])
