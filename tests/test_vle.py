@@ -1,5 +1,5 @@
 """Variable-length embeddings: the loop, its memory, its masks and their losses, and the published sizes."""
-import itertools, json, math
+import itertools, json, math, shutil
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from torch import nn
 
 from iodine_nb.cli import main
 from iodine_nb.core import seeded
-from iodine_nb.experiments.experiment import build, card_of, weights_path
+from iodine_nb.experiments.experiment import build, card_of, load_model, train, weights_path
 from iodine_nb.experiments.presets import preset, presets
-from iodine_nb.experiments.vle import asked
+from iodine_nb.experiments.vle import asked, token_control
 from iodine_nb.models.vle import VLE, ConvLSTM, NetworkConfig, VLEConfig, arranged, collapse, mask_loss
 from iodine_nb.scenes.format import Batch
 from iodine_nb.tools.explorer import answers, page_knows, shown
@@ -24,6 +24,7 @@ SALIENT = MASKED.change(masks="saliency", memory="saliency")
 CONFIGS = [CONFIG, MASKED, SALIENT, MASKED.change(sum="plain"), MASKED.change(sum="tanh", memory="latent"),
            MASKED.change(inputs="masked_residual"), MASKED.change(inputs="image_and_mask", rounding=True),
            SALIENT.change(inputs="image_and_mask", memory="encoder", sum="tanh"),
+           MASKED.change(applied="weight"), MASKED.change(applied="logit", sum="plain"),
            CONFIG.change(normalise=False),
            CONFIG.change(nested=True, normalise=False), CONFIG.change(kl_weight=.1, memory="latent")]
 OURS = [name for name, x in presets().items() if x.kind == "vle"]
@@ -121,6 +122,35 @@ def test_tokens_switched_off_and_moved():
     with pytest.raises(ValueError, match="shown: 2 values for 3 tokens"): arranged(last, [True] * 2)
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_page_adds_up_tokens(tmp_path, browser):
+    "Some of them, switched off and moved, in a browser without a kernel: the same as `arranged`."
+    x, rand = pictures(2), lambda *shape: torch.rand(2, 3, *shape, generator=seeded(1), dtype=torch.float64)
+    last = model(MASKED).infer(x)[-1]._replace(pictures=rand(3, 8, 6) - .5, strengths=rand(1, 8, 6))
+    (path := tmp_path / "tokens.html").write_text(f"<meta charset=utf-8>{token_control(x, last).data}")
+    page, complaints = browser.new_page(), []
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelector('[data-said]').textContent")
+    def seen(scene, shown, moved=None):
+        script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+        found = torch.tensor(page.locator("[data-sum]").evaluate(script)).view(8, 6, 4)
+        found = found[..., :3].movedim(-1, 0) / 255
+        return (found - arranged(last, shown, moved)[scene].clamp(0, 1)).abs().max() < .015
+    assert seen(0, [True] * 3)
+    page.select_option("select", index=1)
+    assert seen(1, [True] * 3)
+    page.locator("[data-tiles] button").nth(0).click()
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft"): page.locator("[data-sum]").press(key)
+    assert seen(1, [True] * 3, {0: (2, -1)}) and not seen(1, [True] * 3)
+    page.locator("[data-tiles] input").nth(1).uncheck()
+    assert seen(1, [True, False, True], {0: (2, -1)})
+    page.locator("input[type=range]").press("ArrowLeft")
+    assert seen(1, [True, False, False], {0: (2, -1)})
+    page.locator("[data-afresh]").click()
+    assert seen(1, [True] * 3) and not complaints
+
+
 def test_the_explorer_shows_tokens_one_by_one():
     "A kernel computes them; the page's engine does not know the kind."
     seen = shown("vle_mask_small", count=2)
@@ -148,7 +178,9 @@ def test_the_sums_of_masks(seed, config):
     if config.sum != "tanh": assert (totals - masks.cumsum(0) + masks).abs().max() < 1e-12
     else: assert totals.max() < 1
     if config.rounding: assert ((masks == 0) | (masks == 1)).all()
-    if config.masks == "inherent": assert torch.equal(tokens[0].mask, tokens[0].strength)
+    if config.masks == "inherent":
+        assert torch.equal(tokens[0].mask, tokens[0].strength) == (config.applied == "mask")
+        if config.applied != "mask": assert (tokens[0].strength == 1).all()
 
 
 def test_rounding_keeps_the_gradient_of_the_sigmoid():
@@ -227,12 +259,19 @@ def test_collapse(areas, expected):
     assert {k: round(found[k].item(), 4) for k in expected} == expected and found["mask_bits"] < 1e-3
 
 
-def test_published_size():
-    "7.33 million parameters, and a step with them."
-    m = build(preset("vle").change(model__image=(3, 16, 16)), 0)
-    assert sum(p.numel() for p in m.parameters()) == 7_326_503
-    m.loss(Batch(torch.rand(2, 3, 16, 16, generator=seeded(0))), seeded(0))["loss"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+def test_the_published_size_takes_a_step(tmp_path):
+    "7.33 million parameters, counted; and the trainer's first step with them, at 64 × 64, on a CLEVR scene."
+    x = preset("vle").change(training__steps=1, training__batch_size=1, training__log_every=1)
+    assert (x.model, x.training.optimiser, x.training.learning_rate) == (VLEConfig(), "adam", 1e-3)
+    assert x.model.image == (3, 64, 64) and x.model.grid == (8, 8) and x.model.floats == 262
+    before = build(x, x.training.seed).state_dict()
+    assert sum(v.numel() for v in before.values()) == 7_326_503
+    record = train(x, tmp_path / "run", progress=False)
+    (line,) = record.log()
+    assert line["step"] == 1 and math.isfinite(line["loss"]) and not line["skipped"]
+    after = load_model(record.path)[0].state_dict()
+    moved = {name: (after[name] - v).abs().max().item() for name, v in before.items()}
+    assert len(moved) > 100 and 5e-4 < min(moved.values()) and max(moved.values()) < 1.001e-3  # Adam's first
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if n != "vle"])
@@ -247,7 +286,8 @@ def test_every_small_preset_takes_a_step(name):
 @pytest.mark.parametrize("change", [
     dict(inputs="masked_residual"), dict(inputs="image_and_mask"), dict(memory="none"), dict(memory="latent"),
     dict(memory_output="gate"), dict(prompt=True), dict(sum="plain"), dict(sum="tanh"), dict(rounding=True),
-    dict(sharpness=3.), dict(count="uniform"), dict(mask_loss="none"), dict(mask_loss="cross_entropy"),
+    dict(applied="weight"), dict(applied="logit"), dict(sharpness=3.), dict(count="uniform"),
+    dict(mask_loss="none"), dict(mask_loss="cross_entropy"),
     dict(mask_loss="previous"), dict(mask_loss="both"), dict(mask_weight=2.), dict(smoothing=1.),
     dict(kl_weight=.1), dict(decorrelation=1.), dict(normalise=False), dict(network__latent=1),
     dict(network__saliency=(2, 3), masks="saliency"), dict(memory="saliency", masks="saliency")], ids=str)
@@ -283,6 +323,7 @@ def test_what_cannot_be_is_refused():
         (dict(rounding=True), "model.rounding: is True, but this model has no masks"),
         (dict(inputs="image_and_mask"), "model.inputs: is 'image_and_mask', but this model has no masks"),
         (dict(memory="saliency"), "model.memory: cannot be in the saliency network"),
+        (dict(applied="logit"), "model.applied: must be mask, as model.masks is not inherent, is 'logit'"),
         (dict(nested=True), "model.normalise: must be False if model.nested is true, is True")]:
         with pytest.raises(ValueError, match=said): CONFIG.change(**change)
 

@@ -58,6 +58,9 @@ class LoopConfig(Config):
     nested: bool = False  # no loop: one latent, cut into tokens, of which the first few are kept
     sum: Literal["plain", "clamped", "tanh"] = "plain"  # how masks add up
     rounding: bool = False  # masks of 0 and 1, with the gradient of the sigmoid
+    # what a decoder's mask does: its picture is added under it; or it weighs errors only, and the picture is
+    # added as it is, or (a mistake in one version of the log's program) times the mask's logit
+    applied: Literal["mask", "weight", "logit"] = "mask"
     sharpness: float = 1.  # factor of a mask's logits before the sigmoid, unless a schedule gives it
 
 # %% ../../nbs/60_vle.ipynb #v012
@@ -102,6 +105,8 @@ def check_vle(c: VLEConfig) -> None:
 def check_masks(c: VLEConfig) -> None:
     "ValueError names a field that needs masks where there are none, or a network that is not there."
     without = dict(inputs="residual", sum="plain", rounding=False, mask_loss="none", smoothing=0.)
+    if c.masks != "inherent" and c.applied != "mask":
+        raise ValueError(f"model.applied: must be mask, as model.masks is not inherent, is {c.applied!r}")
     if c.masks == "none" and (wrong := [k for k, v in without.items() if getattr(c, k) != v]):
         raise ValueError(f"model.{wrong[0]}: is {getattr(c, wrong[0])!r}, but this model has no masks; "
                          "set model.masks to inherent or saliency")
@@ -274,11 +279,13 @@ def encode(self: VLE, seen: Float[Tensor, "B c H W"], state, prompt, noise: Floa
 @patch
 def draw(self: VLE, latent: Float[Tensor, "B L h w"], mean: Float[Tensor, "B C 1 1"],
          deviation: Float[Tensor, "B C 1 1"], total: Float[Tensor, "B 1 H W"], sharpness: float):
-    "The picture that a token stands for, and with how much strength it is added."
-    out = self.decoder(latent).to(mean.dtype)
-    picture = out[:, :self.config.image[0]] * deviation + mean
-    if self.config.masks != "inherent": return picture, torch.ones_like(total)
-    return picture, self.mask(out[:, -1:], total, sharpness)
+    "The picture that a token stands for, with how much strength it is added, and the decoder's mask, or 1."
+    c, out, one = self.config, self.decoder(latent).to(mean.dtype), torch.ones_like(total)
+    colours, logit = out[:, :c.image[0]], out[:, c.image[0]:]
+    picture = (colours * logit if c.applied == "logit" else colours) * deviation + mean
+    if c.masks != "inherent": return picture, one, one
+    mask = self.mask(logit, total, sharpness)
+    return picture, mask if c.applied == "mask" else one, mask
 
 # %% ../../nbs/60_vle.ipynb #v034
 @patch
@@ -296,8 +303,8 @@ def token(self: VLE, x: Float[Tensor, "B C H W"], left: Float[Tensor, "B C H W"]
         mask = self.mask(proposal[:, -1:], total, sharpness)
         seen, target = torch.cat([proposal[:, :-1], mask], 1), mask * source
     latent, kl, state = self.encode(seen, state, prompt, noise)
-    picture, strength = self.draw(latent, mean, deviation, total, sharpness)
-    mask = strength if mask is None else mask
+    picture, strength, drawn = self.draw(latent, mean, deviation, total, sharpness)
+    mask = drawn if mask is None else mask
     return Token(latent, mean, deviation, picture, strength, mask, total, target, kl), (state, watched)
 
 # %% ../../nbs/60_vle.ipynb #v035
@@ -493,8 +500,8 @@ def decode(self: VLE,
         one = v.new_ones(len(v), c.image[0], 1, 1)
         mean, deviation = [r[:, :, None, None] for r in rest] or (0 * one, one)
         drawn.append(self.draw(latent.unflatten(1, (-1, *c.grid)), mean, deviation, total, c.sharpness))
-        if c.masks == "inherent": total = self.added_up(total, drawn[-1][1])
-    pictures, strengths = (torch.stack(v, 1) for v in zip(*drawn))
+        if c.masks == "inherent": total = self.added_up(total, drawn[-1][2])
+    pictures, strengths = (torch.stack(v, 1) for v in list(zip(*drawn))[:2])
     return slot_means(pictures, strengths), mixed(strengths)
 
 # %% ../../nbs/60_vle.ipynb #v054
