@@ -23,7 +23,7 @@ from iodine_nb.tools.page import PAGE_KINDS, check_page, page_bytes, page_file
 CHROMIUM, WEB = shutil.which("chromium"), Path(__file__).parent.parent / "iodine_nb/web"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's engine is not tested")
 SHIPPED = ("desk", "muon_clevr", "muon_sprites", "framed_sprites", "desk_clevr", "desk_sprites",
-           "attention_tetrominoes", "slots_tetrominoes")
+           "attention_tetrominoes", "slots_tetrominoes", "slots_sprites")
 ORIGIN = "http://page.test/"
 KINDS = {"": "text/html", "js": "text/javascript", "wasm": "application/wasm"}
 
@@ -311,9 +311,10 @@ LEARNED = dict(image=[3, 9, 12], slots=3, place="appended",
 
 @in_browser
 @pytest.mark.parametrize("start, noise", [("learned", .3), ("learned", 0.), ("shared", 0.)])
-def test_made_up_slot_attention_infers_the_same(page, start, noise):
+@pytest.mark.parametrize("frame", ["picture", "slot"])
+def test_made_up_slot_attention_infers_the_same(page, start, noise, frame):
     config = SlotAttentionConfig.from_dict(LEARNED)
-    config = config.change(attention__start=start, attention__query_noise=noise)
+    config = config.change(attention__start=start, attention__query_noise=noise, attention__frame=frame)
     torch.manual_seed(1)
     model = SlotAttention(config)
     with torch.no_grad():
