@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAGE_KINDS', 'PAGE_VALUES', 'PAGE_OWN', 'Precision', 'check_page', 'page_bytes', 'page_file', 'joined_modules',
-           'page_script', 'widget_script']
+           'page_script', 'widget_script', 'packed', 'one_file', 'stored_weights']
 
 # %% ../../nbs/88_page_engine.ipynb #c002
-import json, re
+import base64, gzip, json, re, struct
 from collections.abc import Iterator
 from importlib import resources
 from typing import Literal
@@ -99,3 +99,38 @@ def page_script() -> str:
 def widget_script() -> str:
     "The module that anywidget loads."
     return _with_worker("widget.js") + "export default widget(WORKER);"
+
+# %% ../../nbs/88_page_engine.ipynb #c007s
+def packed(data: bytes) -> str:
+    "Bytes as text."
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
+
+def one_file(about: list[dict], weights: dict[str, bytes], scenes: dict[str, str]) -> str:
+    "The page: of each model what it is told, its weights, and its scenes, packed."
+    held = {"kernel": packed(page_file("kernel.wasm"))}
+    held |= {f"weights-{name}": packed(data) for name, data in weights.items()}
+    held |= {f"scenes-{name}": text for name, text in scenes.items()}
+    parts = {"css": page_file("explorer.css").decode(), "script": page_script(),
+             "models": json.dumps({"models": about}).replace("</", "<\\/"),
+             "data": "\n".join(f'<script type="text/plain" id="{name}">{text}</script>'
+                               for name, text in held.items())}
+    return re.sub(r"\{(css|models|data|script)\}", lambda part: parts[part[1]],
+                  page_file("page.html").decode())
+
+# %% ../../nbs/88_page_engine.ipynb #c007u
+def stored_weights(card: dict, stored: bytes) -> bytes:
+    "What `page_bytes` makes of a model, from the JSON file and the .safetensors file; no model is made."
+    length = int.from_bytes(stored[:8], "little")
+    tensors, body = json.loads(stored[8:8 + length]), stored[8 + length:]
+    header, numbers, start = dict(format=1, kind=card["preset"]["kind"], precision="float16",
+                                  model=card["preset"]["model"], tensors={}), [], 0
+    for name, tensor in tensors.items():
+        if name == "__metadata__": continue
+        if tensor["dtype"] != "F32": raise ValueError(f"{name}: must be F32, is {tensor['dtype']}")
+        a, b = tensor["data_offsets"]
+        n = (b - a) // 4
+        header["tensors"][name] = dict(shape=tensor["shape"], start=start)
+        numbers.append(struct.pack(f"<{n}e", *struct.unpack(f"<{n}f", body[a:b])))
+        start += n
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(4, "little") + text + b"".join(numbers)

@@ -6,7 +6,8 @@
 __all__ = ['PROPERTIES', 'LEAST_AREA', 'LEAST_SPREAD', 'STEP', 'NAMEABLE', 'LEAST_TOTAL', 'AGREED', 'Appearance', 'backgrounds',
            'coverage', 'appearance', 'variation', 'Found', 'find_objects', 'redraw', 'redrawn', 'units', 'ranges',
            'effects', 'linear_probe', 'responses', 'calibrated', 'followed', 'find_directions', 'named', 'growth',
-           'sign_of', 'signed', 'probe', 'probe_weights', 'property_of', 'linear_r2', 'on_object', 'follow', 'dci']
+           'sign_of', 'hues_of', 'signed', 'probe', 'probe_weights', 'property_of', 'linear_r2', 'on_object', 'follow',
+           'dci']
 
 # %% ../../nbs/48_what_a_number_means.ipynb #c002
 import math
@@ -245,15 +246,14 @@ def named(effect: Float[Tensor, "D P"], low: Float[Tensor, "D"], high: Float[Ten
 
 # %% ../../nbs/48_what_a_number_means.ipynb #l043
 def growth(a: Appearance, name: str) -> Float[Tensor, "k"]:
-    """How far a property grows along a row of looks [V]: hue and turn as the sum of the steps in radians (1 number),
-    of shape the length of each moment (4 numbers), all others from end to end of the straight line."""
+    """How far a property grows along a row of looks [V]: a turn as the sum of its steps in radians, of a
+    shape the length of each of four moments, all others from end to end of the straight line."""
     a = Appearance(*(v[a.size > math.log(LEAST_AREA) / 2] for v in a))
     if len(a.x) < 2: return torch.zeros(4 if name == "shape" else 1, dtype=torch.double)
-    if name in ("hue", "turn"):
-        v, order = (a.colour, [1]) if name == "hue" else (a.outline, [1, 2, 3, 4])
-        steps = v[1:] * v[:-1].conj()  # [V - 1, k]: the angle between two looks, times the order
-        angle = (steps.abs() * steps.angle() / torch.tensor(order)).sum(1) / steps.abs().sum(1).clamp_min(1e-9)
-        return angle.sum()[None]
+    if name == "turn":
+        steps = a.outline[1:] * a.outline[:-1].conj()  # the angle between two looks, times the order
+        angle = (steps.abs() * steps.angle() / torch.arange(1, 5)).sum(1)
+        return (angle / steps.abs().sum(1).clamp_min(1e-9)).sum()[None]
     v = property_of(a, name).double()
     t = torch.linspace(-.5, .5, len(v)).double()
     return t @ (v - v.mean(0)) / (t @ t)
@@ -270,17 +270,25 @@ def sign_of(grown: Float[Tensor, "M k"]) -> dict:
     sign = int(grown[:, k].sum().sign()) if (1 + one_way) / 2 >= AGREED else 0
     return {"sign": sign} | ({"moment": k + 1} if grown.shape[1] > 1 else {})
 
+def hues_of(colours: Complex[Tensor, "M 2"]) -> dict:
+    "Of objects' colours at both ends of a number: `sign`, and the mean `hues` in degrees if objects agree."
+    middle = torch.polar(torch.ones_like(colours.abs()), colours.angle()).mean(0)
+    if middle.abs().min() < AGREED: return {"sign": 0}
+    return {"sign": 1, "hues": [round(v) % 360 for v in middle.angle().rad2deg().tolist()]}
+
+# %% ../../nbs/48_what_a_number_means.ipynb #l046
 def signed(model: TakesApart, found: Found, numbers: list[dict], values: int = 7) -> list[dict]:
     "Named numbers, each with its sign, from rows over the numbers' ranges."
-    grown = [[] for _ in numbers]
+    rows = [[] for _ in numbers]
     for i in range(len(found.scene)):
         changed = found.own[i].repeat(len(numbers), values, 1)
         for row, v in zip(changed, numbers): row[:, v["dimension"]] = torch.linspace(*v["range"], values)
         seen = redrawn(model, found, i, changed.flatten(0, 1))
         for k, v in enumerate(numbers):
             look = Appearance(*(part[k * values:(k + 1) * values] for part in seen))
-            grown[k].append(growth(look, v["property"]))
-    return [v | sign_of(torch.stack(g)) for v, g in zip(numbers, grown)]
+            rows[k].append(look.colour[[0, -1], 0] if v["property"] == "hue" else growth(look, v["property"]))
+    way = lambda v: hues_of if v["property"] == "hue" else sign_of
+    return [v | way(v)(torch.stack(row)) for v, row in zip(numbers, rows)]
 
 # %% ../../nbs/48_what_a_number_means.ipynb #l042
 def probe(model: TakesApart, scenes: Scenes, objects: int = 100) -> dict:

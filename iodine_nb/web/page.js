@@ -12,5 +12,7 @@ export function openPage(workerText) {
     await host.ask({ do: "load", wasm: await wasm, weights: await weights });
     return { host, scenes: await scenes };
   };
-  return new Explorer(document.getElementById("page"), { models, open, state: location.hash.slice(1) });
+  const explorer = new Explorer(document.getElementById("page"), { models, open, state: location.hash.slice(1) });
+  addEventListener("hashchange", () => explorer.openState(location.hash.slice(1)));
+  return explorer;
 }
