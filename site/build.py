@@ -26,15 +26,15 @@ PARTS = {
 }
 
 
-# The page of 41_explorer: its models, and the doors to it, by chapter and by the cell after which one stands: model,
-# scene (which of them, of a chapter's own scenes if it has any), and what to say.
+# The page of 41_explorer: its models, and the doors to it. Of each chapter: the cell after which one
+# stands, the model, which scene (of the chapter's own if it has any), and what to say.
 EXPLORED = ("framed_sprites", "muon_clevr", "attention_tetrominoes")
 DOORS = {
     "01_first_look": ("c006", "framed_sprites", 0,
                       "The first of these scenes, to take apart and to drag. The other four are there, too."),
     "41_explorer": ("p002b", "framed_sprites", 0, "The same page, to try."),
-    "43_failures": ("c032", "muon_clevr", 0, "The first of these scenes, and the other five: choose a slot to see what "
-                    "is in it, and open “How it got there”. “Infer again” tries another start."),
+    "43_failures": ("c032", "muon_clevr", 0, "The first of these scenes, and the other five: choose a slot "
+                    "to see what is in it, and open “How it got there”. “Infer again” tries another start."),
 }
 
 
@@ -144,8 +144,8 @@ def explored(model: str) -> dict:
 
 def explorer() -> str:
     "The page, in one file."
-    page = library("_IMPORT", "page_file", "joined_modules", "_with_worker", "page_script", "packed", "one_file",
-                   "stored_weights")
+    page = library("_IMPORT", "page_file", "joined_modules", "_with_worker", "page_script", "packed",
+                   "one_file", "stored_weights")
     records = {model: explored(model) for model in EXPLORED}
     read = lambda model: page["stored_weights"](json.loads((TOP / f"data/weights/{model}.json").read_text()),
                                                 (TOP / f"data/weights/{model}.safetensors").read_bytes())
@@ -160,7 +160,8 @@ def png(pixels: bytes, channels: int, height: int, width: int) -> bytes:
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(
         ">I", zlib.crc32(kind + data))
     kind = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", kind) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    parts = (b"IHDR", kind), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def pictures(model: str) -> list[bytes]:
@@ -171,11 +172,11 @@ def pictures(model: str) -> list[bytes]:
     return [png(pixels[i:i + size], c, h, w) for i in range(0, len(pixels), size)]
 
 
-def scene_link(model: str, i: int, above: str, loading: str = "lazy") -> str:
+def scene_link(model: str, i: int, above: str) -> str:
     "A picture that opens the page on its scene."
     words = html.escape(f"scene {i + 1} of {explored(model)['about']['data']}")
     return (f'<a class="scene" href="{above}explorer.html#model={model}&amp;scene={i}">'
-            f'<img src="{above}scenes/{model}-{i}.png" loading="{loading}" alt="Open the explorer on {words}"></a>')
+            f'<img src="{above}scenes/{model}-{i}.png" alt="Open the explorer on {words}"></a>')
 
 
 def door(chapter: str) -> dict:
@@ -183,25 +184,26 @@ def door(chapter: str) -> dict:
     _, model, scene, words = DOORS[chapter]
     own = explored(model)["chapters"]
     i = scene + (own.index(chapter) if chapter in own else 0)
+    to = f"../explorer.html#model={model}&amp;scene={i}"
     return {"cell_type": "markdown", "id": "door", "metadata": {}, "source":
             f'<div class="door">{scene_link(model, i, "../")}<div><p>{words}</p>'
-            f'<p><a class="open" href="../explorer.html#model={model}&amp;scene={i}">Open the explorer</a></p>'
-            "</div></div>"}
+            f'<p><a class="open" href="{to}">Open the explorer</a></p></div></div>'}
 
 
 def gallery() -> str:
     "A page of scenes, each of which opens the page of 41_explorer."
-    lines = ["# Scenes to take apart", "", "Choose a picture. The [explorer](book/41_explorer.ipynb) opens on it, has a "
-             "model take it apart while you watch, and lets you drag its objects. It runs on your machine, in one file: "
-             "the first opening loads about ten megabytes, and no picture leaves the machine."]
+    lines = ["# Scenes to take apart", "", "Choose a picture. The [explorer](book/41_explorer.ipynb) opens "
+             "on it, has a model take it apart while you watch, and lets you drag its objects. It runs on "
+             "your machine, in one file: the first opening loads about ten megabytes, and no picture leaves the "
+             "machine."]
     for model in EXPLORED:
         record = explored(model)
         lines += ["", f"## {record['about']['data']}", ""]
         for chapter in dict.fromkeys(record["chapters"]):
             few = [scene_link(model, i, "") for i, c in enumerate(record["chapters"]) if c == chapter]
             said = (f"Scenes of [{chapter}](book/{chapter}.ipynb):" if chapter else
-                    f"Taken apart by `{model}`. The first has the most objects of those that come apart well; the others "
-                    "are not chosen.")
+                    f"Taken apart by `{model}`. The first has the most objects of those that come apart "
+                    "well; the others are not chosen.")
             lines += [said, "", f'<div class="scenes">{"".join(few)}</div>', ""]
     return "\n".join(lines)
 

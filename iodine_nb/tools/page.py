@@ -128,7 +128,7 @@ def stored_weights(card: dict, stored: bytes) -> bytes:
         if name == "__metadata__": continue
         if tensor["dtype"] != "F32": raise ValueError(f"{name}: must be F32, is {tensor['dtype']}")
         a, b = tensor["data_offsets"]
-        n = (b - a) // 4
+        n, name = (b - a) // 4, {"λ_0": "initial_posterior"}.get(name, name)  # its earlier name
         header["tensors"][name] = dict(shape=tensor["shape"], start=start)
         numbers.append(struct.pack(f"<{n}e", *struct.unpack(f"<{n}f", body[a:b])))
         start += n

@@ -143,12 +143,12 @@ export class Explorer {
     if (said.textContent !== sentence) said.textContent = sentence;  // else it would be read aloud again
     said.classList.toggle("wrong", wrong);
   }
-  // Dark where the notebook or the system is.
+  // Dark where the notebook, the page around it or the system is.
   shadeAs(root) {
     const system = matchMedia("(prefers-color-scheme: dark)");
     const shade = () => {
-      const { jpThemeLight, vscodeThemeKind } = document.body.dataset;
-      const dark = jpThemeLight ? jpThemeLight === "false"
+      const { jpThemeLight, vscodeThemeKind } = document.body.dataset, { theme } = document.documentElement.dataset;
+      const dark = theme ? theme === "dark" : jpThemeLight ? jpThemeLight === "false"
         : vscodeThemeKind ? vscodeThemeKind.includes("dark") : system.matches;
       root.classList.toggle("dark", dark);
     };

@@ -3,6 +3,9 @@ import { Explorer } from "./explorer.js";
 import { heldBy, workerHost } from "./hosts.js";
 
 export function openPage(workerText) {
+  // Who embeds the page may say how it is shaded: #theme=dark or light.
+  const theme = new URLSearchParams(location.hash.slice(1)).get("theme");
+  if (theme) document.documentElement.dataset.theme = theme;
   const { models } = JSON.parse(document.getElementById("models").textContent);
   const wasm = heldBy(document, "kernel"), hosts = {};
   // One worker a model: it keeps what it has loaded, so coming back costs nothing.
