@@ -194,8 +194,8 @@ def gallery() -> str:
     "A page of scenes, each of which opens the page of 41_explorer."
     lines = ["# Scenes to take apart", "", "Choose a picture. The [explorer](book/41_explorer.ipynb) opens "
              "on it, has a model take it apart while you watch, and lets you drag its objects. It runs on "
-             "your machine, in one file: the first opening loads about ten megabytes, and no picture leaves the "
-             "machine."]
+             "your machine, in one file: the first opening loads about ten megabytes, and no picture "
+             "leaves the machine."]
     for model in EXPLORED:
         record = explored(model)
         lines += ["", f"## {record['about']['data']}", ""]

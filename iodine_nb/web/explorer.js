@@ -492,7 +492,11 @@ export class Explorer {
     });
   }
   drawScenes() {
-    [...this.find(".scenes").children].forEach((b, i) => b.setAttribute("aria-pressed", i === this.scene));
+    const strip = this.find(".scenes"), all = [...strip.children];
+    all.forEach((b, i) => b.setAttribute("aria-pressed", i === this.scene));
+    const chosen = all[this.scene];  // is moved into sight, the page around it stays
+    if (chosen) strip.scrollLeft = clamp(strip.scrollLeft, chosen.offsetLeft + chosen.offsetWidth - strip.offsetLeft - strip.clientWidth,
+                                         chosen.offsetLeft - strip.offsetLeft);
   }
   pick(slot) {
     this.slot = slot;
