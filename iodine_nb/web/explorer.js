@@ -21,7 +21,7 @@ const ENDS = { x: ["left", "right"], y: ["up", "down"], size: ["smaller", "large
                saturation: ["greyer", "more colourful"], turn: ["anticlockwise", "clockwise"] };
 const SHAPES = ["one-sided", "longer", "three-cornered", "four-cornered"];
 const HUES = ["red", "orange", "yellow", "yellowish green", "green", "bluish green", "turquoise", "greenish blue", "blue",
-              "violet", "magenta", "pink"];  // every 30 degrees
+              "violet", "magenta", "purplish red"];  // every 30 degrees
 const endsOf = ({ property, sign, moment, hues }) => (!sign ? null
   : property === "hue" ? hues.map((hue) => HUES[Math.round(hue / 30) % 12])
   : property === "shape" ? ["rounder", SHAPES[moment - 1]] : ENDS[property]);
