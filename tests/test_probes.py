@@ -16,7 +16,7 @@ from iodine_nb.tools.probes import (
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
 SLOTS = ("attention_tetrominoes", "desk", "desk_clevr", "desk_sprites", "framed_sprites", "muon_clevr",
-         "muon_sprites", "slots_sprites", "slots_tetrominoes")
+         "muon_sprites", "slots_tetrominoes")
 
 
 def scenes_of(name, n, seed):
@@ -35,8 +35,7 @@ def framed():
 def test_cards_say_what_numbers_mean(name):
     "Every card of a model with slots has both fields, in the form that the explorer reads."
     x, card = card_of(name)
-    attention = getattr(x.model, "attention", None)
-    size = x.model.latent if hasattr(x.model, "latent") else attention.slot + 4 * (attention.frame == "slot")
+    size = x.model.latent if hasattr(x.model, "latent") else x.model.attention.slot
     numbers = [v["dimension"] for v in card["latents"]]
     assert numbers == sorted(set(numbers)) and set(numbers) <= set(range(size))
     for v in card["latents"]:
