@@ -208,7 +208,7 @@ def test_pictures_of_the_gallery_open_the_explorer(site, browser):
     page, asked, complaints = watched(browser, viewport={"width": 1280, "height": 900})
     for i, scene in ((3, ["framed_sprites", 3]), (-1, ["attention_tetrominoes", 19])):
         page.goto((site / "gallery.html").as_uri())
-        assert page.evaluate("[...document.querySelectorAll('.scene img')].every((i) => i.naturalWidth >= 32)")
+        assert page.evaluate("[...document.querySelectorAll('.scene img')].every((i) => i.naturalWidth > 30)")
         pictures = page.locator("div.scenes a.scene").all()
         assert len(pictures) == 63
         pictures[i].click()

@@ -129,12 +129,6 @@ def _cell(model: nn.Module) -> int:
     decoder = getattr(getattr(model, "config", None), "decoder", None)
     return 2**getattr(decoder, "upsampling", 0)
 
-def _frame(model: nn.Module) -> dict:
-    "Whether slots carry their place, what coordinate its number 1 is, and whether they carry their scales."
-    attention = getattr(getattr(model, "config", None), "attention", None)
-    if getattr(attention, "frame", "") == "slot": return dict(framed=True, place=1., scaled=True)
-    return dict(framed=kind_of(model) == "slot_frame", place=PLACE, scaled=False)
-
 def kind_of(model: nn.Module) -> str | None:
     "The kind of a model's family; None if it belongs to none."
     return next((kind for kind, family in kinds().items() if family.model is type(model)), None)
@@ -149,6 +143,13 @@ def show(name: str, model: nn.Module, scenes: Scenes, data: str = "", card: dict
     shape = (image.shape[3], *image.shape[1:3])
     about = description(name, model, shape, data, card or {}, latents, [starts[i] for i in order])
     return Shown(name, model, image, about)
+
+# %% ../../nbs/41_explorer.ipynb #p014f
+def _frame(model: nn.Module) -> dict:
+    "Whether slots carry their place, what coordinate its number 1 is, and whether they carry their scales."
+    attention = getattr(getattr(model, "config", None), "attention", None)
+    if getattr(attention, "frame", "") == "slot": return dict(framed=True, place=1., scaled=True)
+    return dict(framed=kind_of(model) == "slot_frame", place=PLACE, scaled=False)
 
 # %% ../../nbs/41_explorer.ipynb #p014a
 def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) -> Shown:
