@@ -227,7 +227,7 @@ def test_chapters_have_a_door_to_the_explorer(site, browser, chapter, scene):
     "It opens in the door's place, as dark as the chapter; nothing of it is loaded before."
     page, asked, complaints = watched(browser, viewport={"width": 1280, "height": 900})
     loaded = []
-    page.on("request", lambda r: "explorer.html" in r.url and loaded.append(r.url))
+    page.on("request", lambda r: "/explorer.html" in r.url and loaded.append(r.url))
     page.goto((site / f"book/{chapter}.html").as_uri())
     page.evaluate("document.body.dataset.theme = 'dark'")
     assert page.locator(".door").count() == 1 and not loaded
