@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROPERTIES', 'LEAST_AREA', 'LEAST_SPREAD', 'STEP', 'NAMEABLE', 'LEAST_TOTAL', 'AGREED', 'Appearance', 'backgrounds',
            'coverage', 'appearance', 'variation', 'Found', 'find_objects', 'redraw', 'redrawn', 'units', 'ranges',
-           'effects', 'linear_probe', 'responses', 'calibrated', 'followed', 'find_directions', 'named', 'growth',
-           'sign_of', 'hues_of', 'signed', 'probe', 'probe_weights', 'property_of', 'linear_r2', 'on_object', 'follow',
+           'effects', 'linear_probe', 'responses', 'calibrated', 'followed', 'find_directions', 'named', 'property_of',
+           'growth', 'sign_of', 'hues_of', 'signed', 'probe', 'probe_weights', 'linear_r2', 'on_object', 'follow',
            'dci']
 
 # %% ../../nbs/48_what_a_number_means.ipynb #c002
@@ -244,6 +244,14 @@ def named(effect: Float[Tensor, "D P"], low: Float[Tensor, "D"], high: Float[Ten
              "range": [round(low[d].item(), 3), round(high[d].item(), 3)]}
             for d in range(len(effect)) if total[d] >= LEAST_TOTAL and most[d] >= NAMEABLE]
 
+# %% ../../nbs/48_what_a_number_means.ipynb #l043p
+def property_of(a: Appearance, name: str) -> Float[Tensor, "V k"]:
+    "A property as real numbers: an angle as points on circles."
+    if name in ("x", "y", "size", "lightness"): return getattr(a, name)[:, None]
+    v = a.colour if name in ("hue", "saturation") else a.outline
+    if name in ("saturation", "shape"): return v.abs()
+    return torch.view_as_real(torch.polar(v.abs().mean(0).expand_as(v.abs()), v.angle())).flatten(1)
+
 # %% ../../nbs/48_what_a_number_means.ipynb #l043
 def growth(a: Appearance, name: str) -> Float[Tensor, "k"]:
     """How far a property grows along a row of looks [V]: a turn as the sum of its steps in radians, of a
@@ -308,13 +316,6 @@ def probe_weights(name: str, scenes: int = 160, seed: int = 56) -> dict:
     return found
 
 # %% ../../nbs/48_what_a_number_means.ipynb #l035
-def property_of(a: Appearance, name: str) -> Float[Tensor, "V k"]:
-    "A property as real numbers: an angle as points on circles."
-    if name in ("x", "y", "size", "lightness"): return getattr(a, name)[:, None]
-    v = a.colour if name in ("hue", "saturation") else a.outline
-    if name in ("saturation", "shape"): return v.abs()
-    return torch.view_as_real(torch.polar(v.abs().mean(0).expand_as(v.abs()), v.angle())).flatten(1)
-
 def linear_r2(values: Float[Tensor, "N"], measured: Float[Tensor, "N k"]) -> float:
     "R² of the straight line that predicts what was measured from these values."
     along, measured = (values - values.mean()).double(), measured - measured.mean(0)
