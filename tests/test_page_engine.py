@@ -23,8 +23,8 @@ from iodine_nb.tools.page import PAGE_KINDS, check_page, page_bytes, page_file
 
 CHROMIUM, WEB = shutil.which("chromium"), Path(__file__).parent.parent / "iodine_nb/web"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's engine is not tested")
-SHIPPED = ("desk", "muon_clevr", "muon_sprites", "framed_sprites", "desk_clevr", "desk_sprites",
-           "attention_tetrominoes", "slots_tetrominoes", "slots_sprites")
+SHIPPED = sorted(p.stem for p in (WEB.parent.parent / "data/weights").glob("*.json")
+                 if json.loads(p.read_text())["preset"].get("kind") in PAGE_KINDS)
 ORIGIN = "http://page.test/"
 KINDS = {"": "text/html", "js": "text/javascript", "wasm": "application/wasm"}
 
