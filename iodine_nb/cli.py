@@ -9,7 +9,7 @@ __all__ = ['OPENING', 'COMMANDS', 'data_tetrominoes', 'data_multi_dsprites', 'da
            'explore', 'main']
 
 # %% ../nbs/87_cli.ipynb #c003
-import difflib, inspect, sys, tempfile, webbrowser
+import difflib, inspect, sys, tempfile, time, webbrowser
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder,
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
-from .tools.explorer import shown, write_page
+from .tools.explorer import Shown, shown, write_page
 from .tools.page import check_page
 from .tools.plots import plot_scenes
 from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
@@ -483,9 +483,18 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
     """
     file, names = SceneFile(data) if data else None, [weights] if weights else OPENING
     for name in names: check_page(load_model(name)[0])
-    write_page(out, [shown(name, file) for name in names])
+    write_page(out, [_shown(name, file, f"{i} of {len(names)}") for i, name in enumerate(names, 1)])
     print(f"{out.absolute()}: {out.stat().st_size / 1e6:.1f} MB; it opens by a double click, also a friend's")
     if browser: webbrowser.open(out.absolute().as_uri())
+
+# %% ../nbs/87_cli.ipynb #c020a
+def _shown(name: str, file: SceneFile | None, which: str) -> Shown:
+    "`shown`, which says what it is doing, as it takes some seconds."
+    begun = time.monotonic()
+    print(f"{name} ({which}): scenes, each taken apart from two starts …", end="", flush=True)
+    page = shown(name, file)
+    print(f" {len(page.images)} in {time.monotonic() - begun:.0f} s", flush=True)
+    return page
 
 # %% ../nbs/87_cli.ipynb #c024
 _DATA = {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites,

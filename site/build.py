@@ -1,8 +1,9 @@
 """Build the site from the committed notebooks and their outputs: site/build.py [folder, default _docs].
 
 Nothing is executed or fetched. The folder `source` in it is what Sphinx reads, `html` is the site."""
-import ast, configparser, html, json, re, shutil, subprocess, sys
+import ast, base64, configparser, gzip, html, json, re, shutil, struct, subprocess, sys, zlib
 import xml.etree.ElementTree as ET
+from importlib import resources
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -22,6 +23,18 @@ PARTS = {
     "Variable length": [*range(60, 70)],
     "Neighbours": [*range(70, 80)],
     "Appendices": [*range(80, 100)],
+}
+
+
+# The page of 41_explorer: its models, and the doors to it. Of each chapter: the cell after which one
+# stands, the model, which scene (of the chapter's own if it has any), and what to say.
+EXPLORED = ("framed_sprites", "muon_clevr", "attention_tetrominoes")
+DOORS = {
+    "01_first_look": ("c006", "framed_sprites", 0,
+                      "The first of these scenes, to take apart and to drag. The other four are there, too."),
+    "41_explorer": ("p002b", "framed_sprites", 0, "The same page, to try."),
+    "43_failures": ("c032", "muon_clevr", 0, "The first of these scenes, and the other five: choose a slot "
+                    "to see what is in it, and open “How it got there”. “Infer again” tries another start."),
 }
 
 
@@ -65,6 +78,7 @@ def prepared(path: Path) -> dict:
             heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
             if cells: source = re.sub(r"^# ", "## ", source, flags=re.MULTILINE)  # a page has one title
             cells.append({**cell, "source": markdown(source)})
+            if path.stem in DOORS and cell["id"] == DOORS[path.stem][0]: cells.append(door(path.stem))
             continue
         said = set(re.findall(r"^#\|\s*(\w[\w-]*)", source, re.MULTILINE))
         if said & {"hide", "default_exp"} or not source.strip(): continue
@@ -76,6 +90,8 @@ def prepared(path: Path) -> dict:
             cells.append({"cell_type": "markdown", "id": f"at-{cell['id']}", "metadata": {},
                           "source": f'<span id="cell-{cell["id"]}"></span>'})
         cells.append(shown)
+    if path.stem in DOORS and not any(c["id"] == "door" for c in cells):
+        raise ValueError(f"DOORS: {path.name} has no markdown cell {DOORS[path.stem][0]}")
     lexer = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     return {**book, "cells": cells, "metadata": {**book["metadata"], **lexer}}
 
@@ -98,13 +114,98 @@ def index() -> str:
     trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths])
              for part, paths in parts().items() if paths]
     told = '<a href="log.xml">New entries of the log, as an Atom feed.</a>'
-    return "\n\n".join([readme, told, *trees, toctree("Reference", ["api/index", "contributing"])])
+    return "\n\n".join([readme, told, toctree("Try it", ["gallery"]), *trees,
+                        toctree("Reference", ["api/index", "contributing"])])
 
 
 def name(path: Path) -> str:
     "A notebook's title in the sidebar."
     said = title(path)
     return said[0].upper() + said[1:] if said.islower() else said
+
+
+# ---- the page of 41_explorer
+
+def library(*names: str) -> dict:
+    "Functions of iodine_nb.tools.page, by themselves: the module imports PyTorch, which need not be here."
+    source = ast.parse((TOP / "iodine_nb/tools/page.py").read_text())
+    sys.path.insert(0, str(TOP))  # for resources.files("iodine_nb")
+    space = dict(base64=base64, gzip=gzip, json=json, re=re, resources=resources, struct=struct)
+    mine = [n for n in source.body if isinstance(n, (ast.FunctionDef, ast.Assign))
+            and {getattr(n, "name", ""), *(t.id for t in getattr(n, "targets", []))} & set(names)]
+    exec(compile(ast.Module(mine, []), "tools/page.py", "exec"), space)
+    return space
+
+
+def explored(model: str) -> dict:
+    "What 88_page_engine wrote down of a model: what the page is told, whose its scenes are, the scenes."
+    return json.loads((TOP / f"data/runs/{model}/page.json").read_text())
+
+
+def explorer() -> str:
+    "The page, in one file."
+    page = library("_IMPORT", "page_file", "joined_modules", "_with_worker", "page_script", "packed",
+                   "one_file", "stored_weights")
+    records = {model: explored(model) for model in EXPLORED}
+    read = lambda model: page["stored_weights"](json.loads((TOP / f"data/weights/{model}.json").read_text()),
+                                                (TOP / f"data/weights/{model}.safetensors").read_bytes())
+    return page["one_file"]([r["about"] for r in records.values()], {m: read(m) for m in EXPLORED},
+                            {model: r["scenes"] for model, r in records.items()})
+
+
+def png(pixels: bytes, channels: int, height: int, width: int) -> bytes:
+    "A picture [H, W, C] with one or three channels."
+    row = width * channels
+    lines = b"".join(b"\0" + pixels[y * row:(y + 1) * row] for y in range(height))
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(
+        ">I", zlib.crc32(kind + data))
+    kind = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    parts = (b"IHDR", kind), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def pictures(model: str) -> list[bytes]:
+    "The scenes of a model as PNG files."
+    record = explored(model)
+    c, h, w = record["about"]["image"]
+    pixels, size = gzip.decompress(base64.b64decode(record["scenes"])), c * h * w
+    return [png(pixels[i:i + size], c, h, w) for i in range(0, len(pixels), size)]
+
+
+def scene_link(model: str, i: int, above: str) -> str:
+    "A picture that opens the page on its scene."
+    words = html.escape(f"scene {i + 1} of {explored(model)['about']['data']}")
+    return (f'<a class="scene" href="{above}explorer.html#model={model}&amp;scene={i}">'
+            f'<img src="{above}scenes/{model}-{i}.png" alt="Open the explorer on {words}"></a>')
+
+
+def door(chapter: str) -> dict:
+    "A cell that opens the page on a scene of this chapter: in its place, or by itself on a narrow screen."
+    _, model, scene, words = DOORS[chapter]
+    own = explored(model)["chapters"]
+    i = scene + (own.index(chapter) if chapter in own else 0)
+    to = f"../explorer.html#model={model}&amp;scene={i}"
+    return {"cell_type": "markdown", "id": "door", "metadata": {}, "source":
+            f'<div class="door">{scene_link(model, i, "../")}<div><p>{words}</p>'
+            f'<p><a class="open" href="{to}">Open the explorer</a></p></div></div>'}
+
+
+def gallery() -> str:
+    "A page of scenes, each of which opens the page of 41_explorer."
+    lines = ["# Scenes to take apart", "", "Choose a picture. The [explorer](book/41_explorer.ipynb) opens "
+             "on it, has a model take it apart while you watch, and lets you drag its objects. It runs on "
+             "your machine, in one file: the first opening loads about ten megabytes, and no picture "
+             "leaves the machine."]
+    for model in EXPLORED:
+        record = explored(model)
+        lines += ["", f"## {record['about']['data']}", ""]
+        for chapter in dict.fromkeys(record["chapters"]):
+            few = [scene_link(model, i, "") for i, c in enumerate(record["chapters"]) if c == chapter]
+            said = (f"Scenes of [{chapter}](book/{chapter}.ipynb):" if chapter else
+                    f"Taken apart by `{model}`. The first has the most objects of those that come apart "
+                    "well; the others are not chosen.")
+            lines += [said, "", f'<div class="scenes">{"".join(few)}</div>', ""]
+    return "\n".join(lines)
 
 
 # ---- the log
@@ -216,12 +317,17 @@ def build(out: Path) -> None:
     for path in notebooks().values(): (source / "book" / path.name).write_text(json.dumps(prepared(path)))
     shutil.copytree(TOP / "pics", source / "pics")
     (source / "index.md").write_text(index())
+    (source / "gallery.md").write_text(gallery())
     contributing = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](book/\1)", (TOP / "CONTRIBUTING.md").read_text())
     (source / "contributing.md").write_text(contributing)
     api(source / "api")
     subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", TOP / "site", "-d",
                     out / "doctrees", source, site], check=True)
     (site / "log.xml").write_bytes(feed())
+    (site / "explorer.html").write_text(explorer())
+    (site / "scenes").mkdir()
+    for model in EXPLORED:
+        for i, picture in enumerate(pictures(model)): (site / f"scenes/{model}-{i}.png").write_bytes(picture)
     print(f"open {site / 'index.html'}")
 
 

@@ -26,7 +26,7 @@ mathjax_path = _mathjax.name
 mathjax_options = {"defer": "defer"}
 
 html_theme, html_title = "furo", "iodine_nb"
-html_css_files, html_show_sphinx = ["site.css"], False
+html_css_files, html_js_files, html_show_sphinx = ["site.css"], ["doors.js"], False
 html_show_search_summary = False  # would fetch pages, which a page opened from a file may not
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

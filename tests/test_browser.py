@@ -26,9 +26,10 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
-    "A page with two more, whose numbers have other names."
+    "A page with three more, whose numbers have other names."
     path = tmp_path_factory.mktemp("page") / "others.html"
-    write_page(path, [shown("desk_sprites", count=2), shown("attention_tetrominoes", count=2)])
+    names = "desk_sprites", "attention_tetrominoes", "slots_sprites"
+    write_page(path, [shown(name, count=2) for name in names])
     return path
 
 
@@ -230,6 +231,42 @@ def apart(a, b, name):
 LEAST = {"x": 5, "y": 5, "size": .3, "hue": .5, "lightness": .1, "saturation": .1, "shape": .2, "turn": .5}
 
 
+def far(look, row):
+    "How far the object is towards what stands at the slider's right end; nan where it cannot be said."
+    name = row["property"]
+    if name in ("x", "y", "size", "lightness"): return getattr(look, name).item()
+    if name == "saturation": return look.colour.abs().item()
+    if name == "shape": return look.outline.abs()[0, row["moment"] - 1].item()
+    if name == "hue": return -torch.cos(look.colour.angle() - np.radians(row["hues"][0])).item()
+    return np.nan  # a turn: of which object it would be, and from where
+
+
+def test_sliders_go_the_way_that_their_ends_say(browser, file, others):
+    "To the right is more: of all named numbers that are not folded away, in two models."
+    for page, name in ((file, "framed_sprites"), (others, "desk_sprites")):
+        v = Visit(browser, page.as_uri())
+        v.ready(strips=True)
+        assert v.ask("x.model.name") == name
+        slot, told = v.ask("x.slot"), 0
+        for row in v.ask("x.rowsOfNumbers().filter((r) => r.property)"):
+            element = v.page.locator(f".slider input[id$='-{row['d']}']")
+            ends = element.locator("xpath=../div[@class='ends']/small").all_inner_texts()
+            assert len(ends) == (2 if row["sign"] else 0), row
+            if not row["sign"] or not element.is_visible(): continue
+            seen = []
+            for key in ("Home", "End"):
+                element.focus()
+                v.page.keyboard.press(key)
+                seen.append((far(look(v.ready(), slot), row), v.ask("x.slots[a[0]].z[a[1]]", slot, row["d"])))
+                v.page.keyboard.press("r"); v.ready()
+            (less, low), (more, high) = seen
+            assert np.sign(high - low) == row["sign"] and more > less, (row, seen)
+            assert " to ".join(ends) in element.get_attribute("aria-label")
+            told += 1
+        assert told >= 3
+        v.leave()
+
+
 def sliders_do_what_they_say(v):
     "For each property the number with the largest effect; what was measured, by property."
     slot, best, moved = v.ask("x.slot"), {}, {}
@@ -251,7 +288,6 @@ def sliders_do_what_they_say(v):
         assert moved[name] > LEAST[name], (row, moved)
         first, _, last = (getattr(a, name, None) for a in looks)
         if name in ("x", "y"): moved[name] *= np.sign((last - first).item())
-        if name == "size": assert last > first
     return moved
 
 
@@ -284,8 +320,11 @@ def test_sliders_stay_in_order(v):
         assert said and places == sorted(places), said
 
 
+WELCOME = "Drag an object; click chooses it."
+
+
 def test_what_is_said_goes_when_it_is_over(v, pictures):
-    welcome = "Drag an object; click chooses it."
+    welcome = WELCOME
     assert v.said() == welcome
     v.page.keyboard.press("d"); v.wait("x.slots.length === 7"); v.ready()
     assert v.said() == "Slot 7 is a copy, a little aside."
@@ -360,6 +399,35 @@ def test_a_link_and_a_line_of_python_hold_the_state(v, visit):
     with pytest.raises(ValueError, match="has no shown"): picture_of("model=desk&z=AAAA")
 
 
+def test_a_link_may_hold_a_scene_only(visit):
+    "The page opens on it, also when only what follows the # changes; what is not there is said."
+    v = visit("#model=muon_clevr&scene=2&theme=dark").ready()
+    assert v.ask("[x.model.name, x.scene]") == ["muon_clevr", 2] and v.said() == WELCOME
+    assert "dark" in v.page.locator(".iodine").get_attribute("class")
+    v.ask("void (location.hash = '#model=framed_sprites&scene=5')")
+    v.wait("x.scene === 5 && x.idle")
+    assert v.ask("x.model.name") == "framed_sprites" and v.ask("x.trace.length") == 6
+    v.ask("void (location.hash = '#model=framed_sprites&scene=99')")
+    v.wait("x.scene === 0 && x.idle")
+    assert v.said() == "scene: this page has 8 of framed_sprites, so this is the first one"
+
+
+def test_slots_that_carry_place_and_scale(browser, others):
+    "Slot Attention's frames: a drag sets the place, plus and minus the scales."
+    v = Visit(browser, others.as_uri() + "#model=slots_sprites&scene=0").ready()
+    (slot, rows, columns), before = room(v, 10), v.ask("x.slots.map((s) => [...s.z])")
+    moved = v.drag(slot, rows, columns)
+    assert 9 < moved[slot] @ np.sign([rows, columns]) < 11
+    after = np.array(v.ask("x.slots.map((s) => [...s.z])"))
+    assert np.flatnonzero(np.abs(after - before).max(0) > 1e-6).tolist() == [0 if rows else 1]
+    v.page.locator(".canvas").focus()
+    v.page.keyboard.press("+"); v.ready()
+    wider = np.array(v.ask("x.slots.map((s) => [...s.z])")) - after
+    assert np.allclose(wider[slot, :4], [0, 0, np.log(1.1), np.log(1.1)], atol=1e-5)
+    assert not wider[:, 4:].any()
+    v.leave()
+
+
 def test_two_scenes(v):
     v.page.locator("summary", has_text="Two scenes").click()
     v.page.locator(".two .scenes button").nth(2).click()
@@ -404,6 +472,7 @@ def test_it_is_legible(visit, how):
     "On a phone, in the dark: nothing sticks out, everything has a name, text stands out from its background."
     v = visit(**how).ready(strips=True)
     width = v.page.viewport_size["width"]
+    for summary in v.page.locator(".more details summary").all(): summary.click()
     assert v.ask("document.documentElement.scrollWidth") <= width
     assert v.page.locator(".canvas canvas").bounding_box()["width"] > min(350, width - 40)
     nameless = v.ask("""[...document.querySelectorAll('button, select, input, [role=application]')]

@@ -1,5 +1,5 @@
 """The page's engine in a real browser against PyTorch; skipped where there is no Debian `chromium`."""
-import base64, dataclasses, importlib.util, json, shutil, subprocess, sys
+import base64, dataclasses, importlib.util, json, re, shutil, subprocess, sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -12,6 +12,7 @@ from iodine_nb.cli import main
 from iodine_nb.core import Config, Noise, seeded
 from iodine_nb.experiments.experiment import card_of, kinds, load_model
 from iodine_nb.experiments.presets import preset
+from iodine_nb.models.attention_start import AttentionStartIODINE
 from iodine_nb.models.by_hand import KNOWN
 from iodine_nb.models.iodine import IODINE
 from iodine_nb.models.slot_attention import SlotAttention, SlotAttentionConfig
@@ -22,8 +23,8 @@ from iodine_nb.tools.page import PAGE_KINDS, check_page, page_bytes, page_file
 
 CHROMIUM, WEB = shutil.which("chromium"), Path(__file__).parent.parent / "iodine_nb/web"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's engine is not tested")
-SHIPPED = ("desk", "muon_clevr", "muon_sprites", "framed_sprites", "desk_clevr", "desk_sprites",
-           "attention_tetrominoes", "slots_tetrominoes")
+SHIPPED = sorted(p.stem for p in (WEB.parent.parent / "data/weights").glob("*.json")
+                 if json.loads(p.read_text())["preset"].get("kind") in PAGE_KINDS)
 ORIGIN = "http://page.test/"
 KINDS = {"": "text/html", "js": "text/javascript", "wasm": "application/wasm"}
 
@@ -245,6 +246,13 @@ def test_what_is_unknown_is_refused_before_a_page_is_made(name, change):
     with pytest.raises(ValueError, match=f"^{name}: "): page_bytes(model)
 
 
+def test_slots_with_frames_are_known_of_slot_attention_only():
+    "As IODINE's start they would need gradients that the engine has not got."
+    config = preset("attention_tetrominoes").model.change(attention__frame="slot")
+    with pytest.raises(ValueError, match="^model.attention.frame: the page's engine knows picture, is"):
+        check_page(AttentionStartIODINE(config))
+
+
 @pytest.mark.parametrize("name, change", [("place", dict(place="added")),
                                           ("decoder.activation", dict(decoder__activation="relu"))])
 def test_unknown_slot_attention_is_refused(name, change):
@@ -253,9 +261,20 @@ def test_unknown_slot_attention_is_refused(name, change):
 
 
 def test_weights_that_the_page_cannot_run_are_refused_at_the_door(tmp_path, capsys):
-    assert main(["explore", "slots_sprites", "--out", str(tmp_path / "page.html"), "--no-browser"]) == 2
-    assert "model.attention.frame: the page's engine knows picture, is 'slot'" in capsys.readouterr().err
+    assert main(["explore", "iterative_desk", "--out", str(tmp_path / "page.html"), "--no-browser"]) == 2
+    assert "kind: the page's engine knows iodine, slot_frame, " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_what_it_does(tmp_path, capsys):
+    "While scenes are taken apart, not only when the page is there."
+    torch.set_num_threads(1)
+    file, page = tmp_path / "few.h5", tmp_path / "page.html"
+    card_of("desk")[0].generated().write(file, 2)
+    assert main(["explore", "desk", str(file), "--out", str(page), "--no-browser"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"desk \(1 of 1\): scenes, each taken apart from two starts … 2 in \d+ s", first)
+    assert last.startswith(f"{page}: ") and page.exists()
 
 
 def choices(config: type[Config], above: str = ""):
@@ -311,9 +330,10 @@ LEARNED = dict(image=[3, 9, 12], slots=3, place="appended",
 
 @in_browser
 @pytest.mark.parametrize("start, noise", [("learned", .3), ("learned", 0.), ("shared", 0.)])
-def test_made_up_slot_attention_infers_the_same(page, start, noise):
+@pytest.mark.parametrize("frame", ["picture", "slot"])
+def test_made_up_slot_attention_infers_the_same(page, start, noise, frame):
     config = SlotAttentionConfig.from_dict(LEARNED)
-    config = config.change(attention__start=start, attention__query_noise=noise)
+    config = config.change(attention__start=start, attention__query_noise=noise, attention__frame=frame)
     torch.manual_seed(1)
     model = SlotAttention(config)
     with torch.no_grad():

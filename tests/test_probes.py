@@ -11,8 +11,8 @@ from iodine_nb.core import read_json
 from iodine_nb.experiments.experiment import card_of, load_model
 from iodine_nb.scenes.sprites import silhouettes
 from iodine_nb.tools.probes import (
-    PROPERTIES, Appearance, appearance, dci, effects, find_objects, follow, probe, probe_weights, ranges,
-    redraw, redrawn, responses, variation)
+    PROPERTIES, Appearance, appearance, dci, effects, find_objects, follow, hues_of, probe, probe_weights,
+    ranges, redraw, redrawn, responses, sign_of, signed, variation)
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
 SLOTS = ("attention_tetrominoes", "desk", "desk_clevr", "desk_sprites", "framed_sprites", "muon_clevr",
@@ -41,6 +41,9 @@ def test_cards_say_what_numbers_mean(name):
     for v in card["latents"]:
         low, high = v["range"]
         assert v["property"] in PROPERTIES and .3 <= v["effect"] <= 1 and low < high
+        assert v["sign"] in (-1, 0, 1)
+        assert ("moment" in v) == (v["property"] == "shape") and v.get("moment", 1) in (1, 2, 3, 4)
+        assert ("hues" in v) == (v["property"] == "hue" and v["sign"] == 1)
     assert set(card["directions"]) <= {"x", "y", "size"}
     assert all(len(d) == size and np.isfinite(d).all() and np.any(d) for d in card["directions"].values())
 
@@ -57,6 +60,35 @@ def test_a_new_probe_on_few_scenes_agrees(framed):
         assert part[d, p] > part[d].max() - .05 and abs(part[d, p] - v["effect"]) < .2, v
         width = v["range"][1] - v["range"][0]
         assert abs(low[d] - v["range"][0]) < .35 * width and abs(high[d] - v["range"][1]) < .35 * width, v
+
+
+def test_names_go_the_way_that_the_card_says(framed):
+    "Of most objects; where the card says of a hue what it becomes, objects have about that hue there."
+    model, card, found = framed
+    few = found[:12]
+    again = {v["dimension"]: v for v in signed(model, few, card["latents"], values=5)}
+    told = [v for v in card["latents"] if v["sign"]]
+    assert {v["property"] for v in told} >= {"x", "y", "size", "lightness", "shape", "hue"}
+    for v in told:
+        assert again[v["dimension"]]["sign"] in (v["sign"], 0), v
+        if v["property"] in ("x", "y", "size", "lightness"): assert again[v["dimension"]]["sign"] == v["sign"]
+    hue = next(v for v in told if v["property"] == "hue")
+    for end, said in zip(hue["range"], hue["hues"]):
+        z = few.own.clone()
+        z[:, hue["dimension"]] = end
+        seen = torch.cat([redrawn(model, few, i, z[i:i + 1]).colour[:, 0] for i in range(12)]).angle()
+        assert torch.cos(seen - math.radians(said)).mean() > .5, (end, said)
+
+
+def test_objects_that_disagree_have_no_way():
+    up, down = torch.tensor([[2.], [3.], [2.5]]), torch.tensor([[-2.], [-3.], [-2.5]])
+    assert sign_of(up) == {"sign": 1} and sign_of(down) == {"sign": -1}
+    assert sign_of(torch.cat([up, down])) == {"sign": 0}
+    assert sign_of(torch.cat([up, up, up, down[:1]])) == {"sign": 1}
+    assert sign_of(torch.cat([up, up, up, torch.tensor([[-100.]])])) == {"sign": 1}  # one does not decide
+    four = torch.tensor([[.1, -.5, .2, 0.], [0., -.6, -.2, .1]])
+    assert sign_of(four) == {"sign": -1, "moment": 2}
+    assert hues_of(torch.polar(torch.ones(2, 2), torch.tensor([[0., 1.], [3., 1.]]))) == {"sign": 0}
 
 
 @pytest.mark.parametrize("pixels", [4., -4.])

@@ -7,7 +7,7 @@ __all__ = ['DATA_SETS', 'PageNoise', 'tried', 'page_knows', 'noise_for', 'exampl
            'show', 'shown', 'page_html', 'write_page', 'Explorer', 'scenes_from', 'answers', 'picture_of']
 
 # %% ../../nbs/41_explorer.ipynb #p004
-import base64, copy, gzip, json, math, re, tempfile
+import base64, copy, math, tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ..core import Noise, seeded, whole_file
 from ..experiments.experiment import card_of, kinds, load_model, scenes_of
+from ..models.slot_frame import PLACE
 from ..scenes.format import Batch, SceneFile, Scenes
-from .page import check_page, page_bytes, page_file, page_script, widget_script
+from .page import check_page, one_file, packed, page_bytes, page_file, widget_script
 from ..training.metrics import Decomposition, contingency, intersection_over_union, mean_iou
 
 # %% ../../nbs/41_explorer.ipynb #p010
@@ -117,7 +118,7 @@ def description(name: str, model: nn.Module, shape: tuple[int, int, int], data: 
     return dict(name=name, title=f"{name}: {w} × {h}, {k} slot{'s' * (k > 1)}",
                 data=DATA_SETS.get(data, data.replace("_", " ")), image=list(shape), slots=k,
                 iterations=getattr(getattr(model, "config", None), "iterations", 0), latent=every.shape[1],
-                framed=kind_of(model) == "slot_frame", cell=_cell(model), latents=card.get("latents", []),
+                cell=_cell(model), **_frame(model), latents=card.get("latents", []),
                 directions=card.get("directions", {}), reach=digits(spread),
                 low=digits(every.quantile(.05, 0) - .01), high=digits(every.quantile(.95, 0) + .01),
                 starts=starts)
@@ -143,6 +144,13 @@ def show(name: str, model: nn.Module, scenes: Scenes, data: str = "", card: dict
     about = description(name, model, shape, data, card or {}, latents, [starts[i] for i in order])
     return Shown(name, model, image, about)
 
+# %% ../../nbs/41_explorer.ipynb #p014f
+def _frame(model: nn.Module) -> dict:
+    "Whether slots carry their place, what coordinate its number 1 is, and whether they carry their scales."
+    attention = getattr(getattr(model, "config", None), "attention", None)
+    if getattr(attention, "frame", "") == "slot": return dict(framed=True, place=1., scaled=True)
+    return dict(framed=kind_of(model) == "slot_frame", place=PLACE, scaled=False)
+
 # %% ../../nbs/41_explorer.ipynb #p014a
 def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) -> Shown:
     """Weights (a name, or a .safetensors file) with the first of these scenes, or with generated ones;
@@ -154,21 +162,10 @@ def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) 
     return show(Path(name).stem, model, scenes, x.data, card)
 
 # %% ../../nbs/41_explorer.ipynb #p015
-def _held(name: str, data: bytes) -> str:
-    "Bytes as an element of the page."
-    text = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
-    return f'<script type="text/plain" id="{name}">{text}</script>'
-
 def page_html(models: list[Shown]) -> str:
     "The page, in which everything stands that it needs; ValueError names what its engine does not know."
-    held = [_held("kernel", page_file("kernel.wasm"))]
-    held += [_held(f"weights-{m.name}", page_bytes(m.model)) for m in models]
-    held += [_held(f"scenes-{m.name}", m.images.tobytes()) for m in models]
-    about = json.dumps({"models": [m.about for m in models]}).replace("</", "<\\/")
-    parts = {"css": page_file("explorer.css").decode(), "models": about, "data": "\n".join(held),
-             "script": page_script()}
-    page = page_file("page.html").decode()
-    return re.sub(r"\{(css|models|data|script)\}", lambda part: parts[part[1]], page)
+    return one_file([m.about for m in models], {m.name: page_bytes(m.model) for m in models},
+                    {m.name: packed(m.images.tobytes()) for m in models})
 
 def write_page(path: str | Path, models: list[Shown]) -> None:
     "Write the page, whole or not at all."

@@ -9,7 +9,7 @@
 // everywhere: λ [K, 2D], means [K, H, W, C], masks [K, H, W].
 import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp,
          sigmoid, softmax } from "./blocks.js";
-import { SlotRounds } from "./attention.js";
+import { coordinate, FRAME, roundsOf, stretch } from "./attention.js";
 
 // ---- weights and configurations ---------------------------------------------------------------------------
 
@@ -34,7 +34,8 @@ const LOOKING = { "attention.channels": null, "attention.kernel": null, "attenti
 const DECODER = Object.fromEntries(Object.entries(KNOWN).filter(([name]) => name.startsWith("decoder.")));
 export const KINDS = {
   iodine: KNOWN, slot_frame: KNOWN, attention_start: { ...KNOWN, ...LOOKING },
-  slot_attention: { image: null, slots: null, ...LOOKING, ...DECODER, place: ["appended"], losses: null },
+  slot_attention: { image: null, slots: null, ...LOOKING, "attention.frame": ["picture", "slot"], ...DECODER,
+    place: ["appended"], losses: null },
 };
 
 // Fields of fields by dotted names: { decoder: { kernel: 5 } } becomes { "decoder.kernel": 5 }.
@@ -99,17 +100,23 @@ export async function load(wasm, weights) {
 
 const PLACE = 0.5;  // of 47_slot_frame: a place of 1 is so much of half a picture
 
-// torch.linspace(-1, 1, n)[i]
-const coordinate = (i, n) => (n === 1 ? -1 : -1 + (2 * i) / (n - 1));
+// What the first layer is told of a slot: its numbers, and where its coordinates count from and how they stretch.
+const plain = (z) => ({ input: z });
+const placed = (z) => ({ input: Float32Array.of(...z.subarray(2), -PLACE * z[0], -PLACE * z[1]) });
+const inFrame = (z) => {  // 70_slot_attention
+  const factor = stretch(z);
+  return { input: Float32Array.of(...z.subarray(FRAME), -factor[0] * z[0], -factor[1] * z[1]), factor };
+};
 
 // The decoder's first layer in closed form: the latent is the same at every place, so each tap of the kernel has
 // one small product with it, which counts wherever the tap is inside of the picture (11_decoder).
 class BroadcastConvolution {
-  constructor(memory, to, weight, bias, framed) {
-    const [O, I, k] = weight.shape, P = to.height * to.width, taps = k * k;
+  constructor(memory, to, weight, bias, told) {
+    const [O, I, k] = weight.shape, P = to.height * to.width, taps = k * k, framed = told !== plain;
     // Of a slot with a frame, the last two inputs are the coordinates and, with other signs, the slot's place.
-    Object.assign(this, { memory, to, O, I, taps, framed, weight: weight.data, latents: framed ? I : I - 2 });
+    Object.assign(this, { memory, to, O, I, taps, told, framed, weight: weight.data, latents: framed ? I : I - 2 });
     this.place = new Float32Array(P * to.channels);  // what bias and coordinates give, whatever the latent
+    this.axes = [0, 1].map(() => new Float32Array(P * to.channels));  // each coordinate's part of it
     const inside = new Float32Array(P * taps), turned = new Float32Array(taps * P);
     for (let pixel = 0; pixel < P; pixel++) {
       const y = Math.floor(pixel / to.width), x = pixel % to.width;
@@ -118,11 +125,12 @@ class BroadcastConvolution {
         const row = y + Math.floor(t / k) - (k >> 1), column = x + (t % k) - (k >> 1);
         if (row < 0 || column < 0 || row >= to.height || column >= to.width) continue;
         inside[pixel * taps + t] = turned[t * P + pixel] = 1;
-        for (let o = 0; o < O; o++)
-          this.place[pixel * to.channels + o] += this.at(o, I - 2, t) * coordinate(row, to.height)
-                                               + this.at(o, I - 1, t) * coordinate(column, to.width);
+        const at = [coordinate(row, to.height), coordinate(column, to.width)];
+        for (let o = 0; o < O; o++) for (const i of [0, 1])
+          this.axes[i][pixel * to.channels + o] += this.at(o, I - 2 + i, t) * at[i];
       }
     }
+    for (const axis of this.axes) this.place = this.place.map((v, i) => v + axis[i]);
     // Both directions are products of matrices, [P, taps] × [taps, O] and [taps, P] × [P, O]; to the kernel a
     // convolution with one tap, whose weights are what changes.
     const one = memory.put(new Int32Array(1));
@@ -140,8 +148,7 @@ class BroadcastConvolution {
                                 to.address, to.width, 1, to.channels, 1, to.width, 1, plan.tap, plan.weight, 0);
   }
   forward(z, to) {
-    const D = z.length;
-    const input = this.framed ? Float32Array.of(...z.subarray(2), -PLACE * z[0], -PLACE * z[1]) : z;
+    const { input, factor } = this.told(z), D = input.length;
     const tapWeight = (o, t) => {
       let sum = 0;
       for (let d = 0; d < D; d++) sum += input[d] * this.at(o, d, t);
@@ -150,13 +157,14 @@ class BroadcastConvolution {
     const shape = { outputs: to.channels, inputs: this.taps, taps: 1, realOutputs: this.O };
     this.memory.write(this.plan.weight, packed(shape, tapWeight));
     this.product(this.inside, this.sums, this.plan);
-    const { floats } = this.memory, sums = this.sums.address >> 2;
+    const { floats } = this.memory, sums = this.sums.address >> 2, [rows, columns] = this.axes;
+    const place = factor ? this.place.map((v, i) => v + (factor[0] - 1) * rows[i] + (factor[1] - 1) * columns[i]) : this.place;
     to.forEach((at, pixel) => {
       const first = pixel * to.channels;
-      for (let o = 0; o < to.channels; o++) floats[at + o] = floats[sums + first + o] + this.place[first + o];
+      for (let o = 0; o < to.channels; o++) floats[at + o] = floats[sums + first + o] + place[first + o];
     });
   }
-  backward(gradient) {  // -> ∂L/∂z [D]
+  backward(gradient) {  // -> ∂L/∂z [D]; of slots whose frames stretch nobody asks for it
     const { channels, width, height } = gradient, order = new Float32Array(width * height * channels);
     const { floats } = this.memory, P = width * height;
     gradient.forEach((at, pixel) => {
@@ -179,7 +187,7 @@ class BroadcastConvolution {
 
 // One slot's latent to its picture, and back. Every slot keeps its pictures: the way back needs ELU's outputs.
 class Decoder {
-  constructor(memory, { image: [C, H, W], decoder }, tensors, framed) {
+  constructor(memory, { image: [C, H, W], decoder }, tensors, told) {
     const { channels, kernel, upsampling } = decoder, widths = [...channels, C + 1].map(roundUp);
     const doublings = (layer) => Math.max(0, layer - (channels.length - upsampling));
     const grid = [H, W].map((s) => Math.ceil(s / 2 ** upsampling));
@@ -189,7 +197,7 @@ class Decoder {
     this.pictures = {};
     const of = (layer, name) => tensors[`decoder.layers.${2 * layer}.${name}`];
     const [g] = this.gradients;
-    this.first = new BroadcastConvolution(memory, g, of(0, "conv.weight"), of(0, "conv.bias"), framed);
+    this.first = new BroadcastConvolution(memory, g, of(0, "conv.weight"), of(0, "conv.bias"), told);
     this.layers = channels.map((_, i) => {
       const Layer = doublings(i + 1) > doublings(i) ? Doubling : Convolution;
       const [from, to] = [this.gradients[i], this.gradients[i + 1]];  // any pictures of these sizes
@@ -388,11 +396,11 @@ export function normal(seed = 0) {
 
 // What all models have: a decoder.
 class Painter {
-  constructor(memory, config, tensors, framed = false) {
-    Object.assign(this, { config, framed });
+  constructor(memory, config, tensors, told = plain) {
+    Object.assign(this, { config, framed: told === placed });
     [this.C, this.H, this.W] = config.image;
     this.N = this.H * this.W;
-    this.decoder = new Decoder(memory, config, tensors, framed);
+    this.decoder = new Decoder(memory, config, tensors, told);
   }
   check(image) {
     if (image.length !== this.N * this.C)
@@ -419,7 +427,7 @@ class Painter {
 export class Iodine extends Painter {
   constructor(memory, header, tensors) {
     const c = header.model;
-    super(memory, c, tensors, header.kind === "slot_frame");
+    super(memory, c, tensors, header.kind === "slot_frame" ? placed : plain);
     this.refinement = new Refinement(memory, c, tensors, this.framed);
     this.first = tensors.initial_posterior;
     this.norm = (name, v, channels) => groupNorm(v, channels, tensors[`inputs.norm.${name}.weight`].data,
@@ -549,7 +557,7 @@ export class Iodine extends Painter {
 class AttentionStart extends Iodine {
   constructor(memory, header, tensors) {
     super(memory, header, tensors);
-    this.rounds = new SlotRounds(memory, header.model, tensors);
+    this.rounds = roundsOf(memory, header.model, tensors);
     this.head = new Linear(memory, tensors["head.weight"]);
   }
   firstGuess(image, slots, noise) {
@@ -563,8 +571,9 @@ class AttentionStart extends Iodine {
 // Slot Attention as a model of its own (70_slot_attention), with this book's decoder.
 class SlotAttention extends Painter {
   constructor(memory, header, tensors) {
-    super(memory, { ...header.model, latent: header.model.attention.slot, means: "unbounded" }, tensors);
-    this.rounds = new SlotRounds(memory, header.model, tensors);
+    const { slot, frame } = header.model.attention, framed = frame === "slot", latent = slot + (framed ? FRAME : 0);
+    super(memory, { ...header.model, latent, means: "unbounded" }, tensors, framed ? inFrame : plain);
+    this.rounds = roundsOf(memory, header.model, tensors);
   }
   // What is known after each update.
   *infer(image, { slots = this.config.slots, iterations = this.config.attention.iterations, noise = normal() } = {}) {

@@ -15,6 +15,16 @@ import { colourOf, draw, drawLightness, drawOwners, drawSigned, newCanvas, outli
 
 const PROPERTIES = { x: "left and right", y: "up and down", size: "size", hue: "hue", lightness: "lightness",
                      saturation: "saturation", shape: "shape", turn: "turn" };
+// What the two ends of a slider are called: less and more of its property. Of a shape, by the moment that grows (of
+// first order, second, …); of a hue, what most objects have there.
+const ENDS = { x: ["left", "right"], y: ["up", "down"], size: ["smaller", "larger"], lightness: ["darker", "lighter"],
+               saturation: ["greyer", "more colourful"], turn: ["anticlockwise", "clockwise"] };
+const SHAPES = ["one-sided", "longer", "three-cornered", "four-cornered"];
+const HUES = ["red", "orange", "yellow", "yellowish green", "green", "bluish green", "turquoise", "greenish blue", "blue",
+              "violet", "magenta", "purplish red"];  // every 30 degrees
+const endsOf = ({ property, sign, moment, hues }) => (!sign ? null
+  : property === "hue" ? hues.map((hue) => HUES[Math.round(hue / 30) % 12])
+  : property === "shape" ? ["rounder", SHAPES[moment - 1]] : ENDS[property]);
 const MOVES = {
   frame: "A drag sets the two numbers of the slot that are its place.",
   probe: "A drag moves the slot along the direction in which, for this model, place was found to lie.",
@@ -118,10 +128,14 @@ export class Explorer {
     this.buildTaking();
     this.listen();
     this.find(".help table").innerHTML = KEYS.map(([key, what]) => `<tr><td>${key}</td><td>${what}</td></tr>`).join("");
-    const latents = Object.fromEntries(models.map((m) => [m.name, m.latent]));
+    this.ready = this.openState(state);
+  }
+  // What a link holds: a state, or only a scene; the first scene if it holds nothing.
+  openState(state) {
+    const { models } = this, latents = Object.fromEntries(models.map((m) => [m.name, m.latent]));
     const given = state ? fromText(state, latents) : null;
     if (state && !given) this.notice = "state: not of one of the models here, so this is the first scene";
-    this.ready = this.choose(given?.model ?? models[0].name, given);
+    return this.choose(given?.model ?? models[0].name, given);
   }
   find(selector) { return this.root.querySelector(selector); }
   say(sentence, wrong = false) {
@@ -129,12 +143,12 @@ export class Explorer {
     if (said.textContent !== sentence) said.textContent = sentence;  // else it would be read aloud again
     said.classList.toggle("wrong", wrong);
   }
-  // Dark where the notebook or the system is.
+  // Dark where the notebook, the page around it or the system is.
   shadeAs(root) {
     const system = matchMedia("(prefers-color-scheme: dark)");
     const shade = () => {
-      const { jpThemeLight, vscodeThemeKind } = document.body.dataset;
-      const dark = jpThemeLight ? jpThemeLight === "false"
+      const { jpThemeLight, vscodeThemeKind } = document.body.dataset, { theme } = document.documentElement.dataset;
+      const dark = theme ? theme === "dark" : jpThemeLight ? jpThemeLight === "false"
         : vscodeThemeKind ? vscodeThemeKind.includes("dark") : system.matches;
       root.classList.toggle("dark", dark);
     };
@@ -177,6 +191,10 @@ export class Explorer {
       this.mate = null;
       this.buildScenes();
       this.buildOther();
+      if (given && !given.slots && given.scene >= count) {
+        this.notice = `scene: this page has ${count} of ${name}, so this is the first one`;
+        given = null;
+      }
       await this.openScene(given ? given.scene : 0, given?.start, given?.slots);
     } catch (error) { this.say(error.message, true); }
   }
@@ -474,7 +492,11 @@ export class Explorer {
     });
   }
   drawScenes() {
-    [...this.find(".scenes").children].forEach((b, i) => b.setAttribute("aria-pressed", i === this.scene));
+    const strip = this.find(".scenes"), all = [...strip.children];
+    all.forEach((b, i) => b.setAttribute("aria-pressed", i === this.scene));
+    const chosen = all[this.scene];  // is moved into sight, the page around it stays
+    if (chosen) strip.scrollLeft = clamp(strip.scrollLeft, chosen.offsetLeft + chosen.offsetWidth - strip.offsetLeft - strip.clientWidth,
+                                         chosen.offsetLeft - strip.offsetLeft);
   }
   pick(slot) {
     this.slot = slot;
@@ -488,9 +510,9 @@ export class Explorer {
   rowsOfNumbers() {
     const named = new Map((this.model.latents ?? []).map((l) => [l.dimension, l]));
     return Array.from({ length: this.D }, (_, d) => {
-      const { property, effect = 0, range } = named.get(d) ?? {}, value = this.slots[this.slot].z[d];
+      const { property, effect = 0, range, sign = 0, moment, hues } = named.get(d) ?? {}, value = this.slots[this.slot].z[d];
       const [low, high] = range ?? [this.model.low[d], this.model.high[d]];
-      return { d, property, effect, value, low: Math.min(low, value), high: Math.max(high, value) };
+      return { d, property, effect, sign, moment, hues, value, low: Math.min(low, value), high: Math.max(high, value) };
     });
   }
   async drawSliders() {
@@ -527,35 +549,45 @@ export class Explorer {
     this.sliders = this.rowsOfNumbers().map((row) => this.newSlider(row));
     for (const row of this.order(this.rowsOfNumbers())) this.find(".sliders.named").append(this.sliders[row.d].element);
   }
-  newSlider({ d, property, effect }) {
+  // To the right is always more of the property: a number of which more is less is shown from high to low.
+  newSlider({ d, property, effect, sign, moment, hues }) {
     const input = el("input", { type: "range", step: "any", id: `iodine-${this.root.id}-${d}` }), value = el("output");
     const words = property ? PROPERTIES[property] + (effect < MOSTLY ? " and more" : "") : `number ${d}`;
-    const why = property ? `${Math.round(100 * effect)} % of what this number changes, over many slots` : "";
+    const way = sign < 0 ? -1 : 1, ends = endsOf({ property, sign, moment, hues });
+    const why = property ? `${Math.round(100 * effect)} % of what this number changes, over many slots`
+      + (ends ? "" : "; which way it goes differs between objects") : "";
     const strip = el("div", { className: "strip" }, ...Array.from({ length: FRAMES }, (_, i) => {
       const frame = newCanvas(1, 1);
       frame.setAttribute("aria-hidden", "true");  // the slider beside it says the same
       frame.onclick = () => { input.value = this.frameValue(input, i); slide(); this.settle(); };
       return frame;
     }));
-    const slide = () => this.slide(d, Number(input.value));
+    const slide = () => this.slide(d, way * Number(input.value));
     input.addEventListener("input", slide);
     input.addEventListener("change", () => this.later());
-    input.setAttribute("aria-label", property ? `${words} (number ${d})` : words);
+    input.setAttribute("aria-label", property ? `${words} (number ${d})${ends ? `, ${ends.join(" to ")}` : ""}` : words);
     const label = el("label", { htmlFor: input.id, title: why }, el("b", { textContent: words }));
     if (property) label.append(el("small", { textContent: `number ${d}` }));
     label.append(value);
-    return { input, value, strip, element: el("div", { className: "slider" }, label, input, strip) };
+    const said = el("div", { className: "ends" }, ...(ends ?? []).map((end) => el("small", { textContent: end })));
+    said.setAttribute("aria-hidden", "true");  // the slider's name says it
+    return { input, value, strip, way, element: el("div", { className: "slider" }, label, input, said, strip) };
   }
   // Frames lie below the values that they show: the middle of each seventh of the range.
   frameValue(input, i) { return Number(input.min) + (Number(input.max) - input.min) * (i + 0.5) / FRAMES; }
   setSlider({ d, value, low, high }) {
+    const { input, way } = this.sliders[d], [min, max] = way > 0 ? [low, high] : [-high, -low];
+    Object.assign(input, { min, max, value: way * value });
+    this.sayValue(d, value);
+  }
+  sayValue(d, value) {
     const { input, value: shown } = this.sliders[d];
-    Object.assign(input, { min: low, max: high, value });
     shown.textContent = value.toFixed(2);
+    input.setAttribute("aria-valuetext", value.toFixed(2));
   }
   // Only the newest wish is decoded: those in between are skipped while the decoder is busy.
   slide(d, value) {
-    this.sliders[d].value.textContent = value.toFixed(2);
+    this.sayValue(d, value);
     this.sliderTurn = {};  // film strips wait
     const { slot } = this;
     this.latest(() => this.put(slot, this.slots[slot].z.with(d, value), `number ${slot} ${d}`));
@@ -585,10 +617,10 @@ export class Explorer {
   }
   // Seven previews; returns how much the picture changes along them.
   async drawStrip({ d }, turn) {
-    const { input, strip, element } = this.sliders[d], { slot, slots } = this, { z } = slots[slot];
+    const { input, strip, way, element } = this.sliders[d], { slot, slots } = this, { z } = slots[slot];
     const frames = [], places = [];
     for (let i = 0; i < FRAMES; i++) {
-      const [changed] = await this.decode([z.with(d, this.frameValue(input, i))]);
+      const [changed] = await this.decode([z.with(d, way * this.frameValue(input, i))]);
       if (this.sliderTurn !== turn) return 0;
       const composed = compose(slots.with(slot, changed), this.C);
       frames.push(composed.picture);
@@ -596,7 +628,7 @@ export class Explorer {
     }
     const window = this.windowFor(places);
     frames.forEach((frame, i) => draw(strip.children[i], frame, this.size, { window }));
-    const now = clamp(Math.floor((z[d] - input.min) / ((input.max - input.min) || 1) * FRAMES), 0, FRAMES - 1);
+    const now = clamp(Math.floor((way * z[d] - input.min) / ((input.max - input.min) || 1) * FRAMES), 0, FRAMES - 1);
     [...strip.children].forEach((frame, i) => frame.classList.toggle("now", i === now));
     element.classList.remove("stale");
     return Math.max(...frames.map((f) => f.reduce((sum, v, i) => sum + Math.abs(v - frames[FRAMES >> 1][i]), 0) / f.length));

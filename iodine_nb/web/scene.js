@@ -116,15 +116,16 @@ export function largest(slots, composed, C, W) {
 
 // ---- from a gesture to numbers ----------------------------------------------------------------------------
 
-const PLACE = 0.5;  // of 47_slot_frame, as in engine.js
-
 // How z changes when the object moves by one pixel (x, y) or grows by a tenth (size). Where a slot carries its
 // place, moving is exact: its coordinates go from -1 to 1 over the cells of the decoder's grid, of which each becomes
-// `cell` pixels wide and high. Else the file beside the weights may hold directions, which a linear probe found.
-export function knownDirections({ framed, cell = 1, image: [, H, W], latent: D, directions = {} }) {
+// `cell` pixels wide and high, and a number of 1 is a coordinate of `place`. If it also carries its scales (`scaled`),
+// their logarithms are the next two numbers. Else the file beside the weights may hold directions, which a linear
+// probe found.
+export function knownDirections({ framed, scaled, place = 1, cell = 1, image: [, H, W], latent: D, directions = {} }) {
   const from = (values) => (values ? Float32Array.from(values) : null);
   const only = (d, value) => { const v = new Float32Array(D); v[d] = value; return v; };
-  const size = from(directions.size), pixel = (n) => 2 / (Math.ceil(n / cell) - 1) / cell / PLACE;
+  const pixel = (n) => 2 / (Math.ceil(n / cell) - 1) / cell / place;
+  const size = scaled ? only(2, Math.log(1.1)).map((v, d) => (d === 3 ? Math.log(1.1) : v)) : from(directions.size);
   if (framed) return { how: "frame", y: only(0, pixel(H)), x: only(1, pixel(W)), size };
   const [x, y] = [from(directions.x), from(directions.y)];
   return { how: x && y ? "probe" : "measured", x, y, size };
@@ -185,9 +186,10 @@ export function toText({ model, scene, start, slots }) {
     .toString();
 }
 
-// What `toText` wrote, slots as { z, shown }; null if it is something else.
+// What `toText` wrote, slots as { z, shown }; or only a scene, "model=…&scene=…"; null if it is something else.
 export function fromText(text, latents) {
   const fields = new URLSearchParams(text), model = fields.get("model"), D = latents[model];
+  if (D && !fields.has("z") && /^\d+$/.test(fields.get("scene") ?? "")) return { model, scene: Number(fields.get("scene")) };
   if (!D || !fields.get("z")) return null;
   try {
     const bytes = atob(fields.get("z").replaceAll("-", "+").replaceAll("_", "/"));
