@@ -23,7 +23,8 @@ from .experiments.experiment import (Experiment, card_of, export_weights, family
                                               load_model, scenes_of, score)
 from .experiments.presets import about, preset, presets
 from .scenes.clevr import Look, clevr, norb_scenes
-from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
+from .scenes.format import (FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published,
+                                     mask_known)
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
@@ -151,13 +152,22 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
     Args:
         folder: of PNG or JPEG pictures
         out: the scene file to write
-        masks: a folder of masks with the same names, one grey value an entity, 0 the background
+        masks: a folder of masks with the same names, for some or all pictures; one grey value or colour an
+            entity, black the background
         size: height and width that all are fitted to
         fit: how: crop cuts off what is too long, pad fills up what is too short, stretch distorts
         grey: one channel
         split: a name, kept in the file
     """
-    print(f"{out}: {import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())} scenes")
+    import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())
+    print(f"{out}: {_count(SceneFile(out))} scenes")
+
+def _count(file: SceneFile, most: int | None = None) -> str:
+    "How many scenes there are, and how many have a mask, if not all or none."
+    rows = slice(0, most)
+    known = mask_known(file.file["mask"][rows]) if file.has_masks else []
+    count = len(range(len(file))[rows])
+    return f"{count} ({sum(known)} with masks)" if 0 < sum(known) < count else str(count)
 
 # %% ../nbs/87_cli.ipynb #c011
 def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None,
@@ -388,7 +398,7 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, device: 
         model, how = model.to(chosen_device(device)), dict(seeds=range(seeds), scenes=scenes, **asked)
         scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
-            count = min(scenes, len(file))
+            count = _count(file, scenes)
             print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
             print(score_table(scores[where]))
     if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
@@ -404,7 +414,7 @@ def _way(x: Experiment, asked: dict) -> str:
 # %% ../nbs/87_cli.ipynb #c0181
 def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
          out: Path | None = None, what: Literal[*VIEWS] = "decomposition", scenes: int = 4, first: int = 0,
-         width: float = 3.25, seed: int = 0) -> None:
+         width: float = 3.25, seed: int = 0, device: str | None = None) -> None:
     """Draw scenes taken apart, for a paper, and print what a caption has to say.
 
     Args:
@@ -416,11 +426,12 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
         first: the number of the first of them
         width: of the figure, in inches; a column of most journals has 3.25
         seed: of the sampling
+        device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
     """
     check_figure(out := out or Path(f"{what}.png"))
     with tempfile.TemporaryDirectory() as folder:
         where, file = next(iter(scenes_of(weights, Path(folder), data, first + scenes).items()))
-        figure, said = figure_of(weights, file, what, scenes, first, width, seed)
+        figure, said = figure_of(weights, file, what, scenes, first, width, seed, chosen_device(device))
     write_figure(figure, out)
     print(f"{out}: {said_of(weights, where)}{said}")
 
@@ -472,7 +483,8 @@ def log_(run: tyro.conf.Positional[Path], tensorboard: Path) -> None:
 OPENING = ("framed_sprites", "muon_clevr", "attention_tetrominoes")  # of the page without a name
 
 def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[Path | None] = None,
-            out: Path = Path("data/cache/explorer.html"), browser: bool = True) -> None:
+            out: Path = Path("data/cache/explorer.html"), browser: bool = True,
+            device: str | None = None) -> None:
     """Write a page in which scenes can be taken apart and their objects dragged, and open it.
 
     Args:
@@ -480,10 +492,12 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
         data: a scene file; without one, scenes are generated
         out: where to write the page
         browser: open it
+        device: takes apart the scenes that it opens with: cpu, cuda, cuda:1 or mps; the fastest if not said
     """
+    device = chosen_device(device)
     file, names = SceneFile(data) if data else None, [weights] if weights else OPENING
     for name in names: check_page(load_model(name)[0])
-    write_page(out, [shown(name, file) for name in names])
+    write_page(out, [shown(name, file, device=device) for name in names])
     print(f"{out.absolute()}: {out.stat().st_size / 1e6:.1f} MB; it opens by a double click, also a friend's")
     if browser: webbrowser.open(out.absolute().as_uri())
 
@@ -505,9 +519,12 @@ def main(arguments: list[str] | None = None) -> int:
     command, prog = COMMANDS[name], f"iodine-nb {name}"
     try:
         if name == "train": command, rest = train_command(rest)
+        if isinstance(command, dict) and rest and rest[0] in command:  # tyro would name a field of its own
+            prog, command, rest = f"{prog} {rest[0]}", command[rest[0]], rest[1:]
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
         else: tyro.cli(command, prog=prog, args=rest)
     except (ValueError, OSError, FloatingPointError) as e: said, status = e, 2
+    except MemoryError as e: said, status = f"there is not enough memory ({e})", 2
     except KeyboardInterrupt: said, status = "stopped", 130
     else: return 0
     print(f"iodine-nb: {said}", file=sys.stderr)
