@@ -162,6 +162,7 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
     import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())
     print(f"{out}: {_count(SceneFile(out))} scenes")
 
+# %% ../nbs/87_cli.ipynb #34a00004
 def _count(file: SceneFile, most: int | None = None) -> str:
     "How many scenes there are, and how many have a mask, if not all or none."
     rows = slice(0, most)
@@ -520,7 +521,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name == "train": command, rest = train_command(rest)
         if isinstance(command, dict) and rest and rest[0] in command:  # tyro would name a field of its own
-            prog, command, rest = f"{prog} {rest[0]}", command[rest[0]], rest[1:]
+            prog, command = f"{prog} {rest[0]}", command[rest.pop(0)]
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
         else: tyro.cli(command, prog=prog, args=rest)
     except (ValueError, OSError, FloatingPointError) as e: said, status = e, 2

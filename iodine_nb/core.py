@@ -177,12 +177,13 @@ def whole_file(path: str | Path):
         os.replace(temporary, path)
     except OSError as e:  # those of a full disk do not say which file it was
         if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
-        raise OSError(f"{path}: could not be written ({e.strerror}); make room, or choose another place") from e
+        why = f"could not be written ({e.strerror}); make room, or choose another place"
+        raise OSError(f"{path}: {why}") from e
     finally: temporary.unlink(missing_ok=True)
 
 # %% ../nbs/80_core.ipynb #34a00003
 def _temporary(path: Path) -> Path:
-    "An empty file beside `path`; OSError if there can be none, or if `path` is there and is no ordinary file."
+    "An empty file beside `path`; OSError if there can be none, or if `path` is no ordinary file."
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "not an ordinary file"
         raise OSError(f"{path}: is {what}; give the name of a file")

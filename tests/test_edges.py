@@ -432,10 +432,32 @@ def test_ctrl_c_ends_a_command_with_a_line(weights, data, monkeypatch, capsys):
     assert capsys.readouterr().err == "iodine-nb: stopped\n"
 
 
-def test_a_device_that_is_not_there_is_refused(weights, data, capsys):
-    assert cli.main(["eval", str(weights), str(data.path), "--device", "cuda:77"]) == 2
-    assert "device: cuda:77 is not to be had here" in capsys.readouterr().err
-    assert cli.main(["eval", str(weights), str(data.path), "--device", "cpu", "--seeds", "1"]) == 0
+@pytest.mark.parametrize("command", ["eval", "show", "explore"])
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(weights, data, capsys, command, tmp_path):
+    out = ["--out", str(tmp_path / "x.png")]
+    for wrong in ("cuda:77", "tpu", "meta"):
+        assert cli.main([command, str(weights), str(data.path), "--device", wrong, *out]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"iodine-nb: device: {wrong} is not to be had here; there is cpu")
+        assert len(said) < 120
+    assert cli.main([command, str(weights), str(data.path), "--device", "cpu", *out,
+                     *{"eval": ["--seeds", "1"], "explore": ["--no-browser"]}.get(command, [])]) == 0
+
+
+def test_models_elsewhere_are_given_what_they_look_at_there(monkeypatch, data):
+    "Probes and explorer, on a device that only says that it is another: what meets the model has been moved."
+    from iodine_nb.tools import explorer, probes
+    model, moved = small.build(TINY, 0), []
+    monkeypatch.setattr(explorer, "device_of", lambda model: moved.append("explorer") or torch.device("cpu"))
+    monkeypatch.setattr(probes, "device_of", lambda model: moved.append("probes") or torch.device("cpu"))
+    shown = explorer.show("tiny", model, data[:2])
+    list(explorer.answers(shown, {"do": "infer", "image": data[:1].image.astype("float32").ravel() / 255}))
+    z = torch.zeros(TINY.model.slots * 4).numpy()
+    list(explorer.answers(shown, {"do": "decode", "z": z}))
+    assert moved.count("explorer") >= 6
+    found = probes.find_objects(model, data[:2], least_iou=0.)
+    probes.redraw(model, found, 0, found.own[:1])
+    assert moved.count("probes") >= 3
 
 
 # Going on with other settings

@@ -210,3 +210,43 @@ def test_five_inputs_are_data_and_the_others_carry_gradients(name):
     e = model.evaluate(image, model.start(2, 3, None), noise[0])
     g = [v.requires_grad_() for v in model.gradients(e, keep_graph=True)]
     assert model.inputs.one(name, model.state(image, e, g)).requires_grad == (name not in CUT)
+
+
+@pytest.mark.parametrize("frozen_start", [False, True])
+def test_what_is_seen_is_what_the_refinement_saw(frozen_start):
+    "Computed again from the evaluation: the rows of the table as they were handed on, without coordinates."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    if frozen_start: model.initial_posterior.requires_grad_(False)
+    image, noise = draws(model, model.config)
+    e = model.evaluate(image, model.start(2, 2, None).detach().requires_grad_(), noise[0])
+    state = model.state(image, e, model.gradients(e))
+    found = model.seen(image, e.detached())
+    assert set(found) == {n for n, i in INPUTS.items() if not i.flat} - {"coordinates"}
+    for name, v in found.items(): assert torch.allclose(v, model.inputs.one(name, state)), name
+
+
+def test_the_gradient_of_masks_is_that_of_logarithms_over_masks():
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=1, mask_gradient="masks",
+                          decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=()))
+    model = build(config)
+    image, noise = draws(model, config)
+    e = model.evaluate(image, model.start(2, 2, None).detach().requires_grad_(), noise[0])
+    masks = e.masks.detach().requires_grad_()
+    joint = (masks.log() + e.mixture.log_components.detach()).logsumexp(1).sum()
+    assert torch.allclose(model.gradients(e)[2], torch.autograd.grad(-joint, masks)[0])
+
+
+def test_restarts_are_chosen_by_the_image_and_the_last_loss():
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=2, sigma=.3, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=4, mlp=(4,))))
+    images = torch.rand(6, 3, 6, 6, generator=seeded(1), dtype=torch.float64)
+    generator = seeded(0)
+    single = [model.infer(images, generator=generator) for _ in range(3)]
+    best = model.infer(images, restarts=3, generator=seeded(0))
+    losses = torch.stack([run[-1].loss for run in single])
+    assert torch.equal(best[-1].loss, losses.min(0).values) and len(set(losses.argmin(0).tolist())) > 1
+    for t, e in enumerate(best):
+        for i, chosen in enumerate(losses.argmin(0).tolist()):
+            assert torch.equal(e.latents[i], single[chosen][t].latents[i])
+            assert torch.equal(e.mixture.log_masks[i], single[chosen][t].mixture.log_masks[i])
