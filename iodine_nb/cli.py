@@ -510,13 +510,16 @@ _DATA = {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites,
 COMMANDS = {"data": _DATA, "presets": list_presets, "train": train_command, "watch": watch, "eval": eval_,
             "show": show, "log": log_, "ablation": ablation_, "explore": explore}
 
+# %% ../nbs/87_cli.ipynb #34a00005
+def _usage(name: str) -> int:
+    print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
+    return 0 if name in ("--help", "-h") else 2
+
 # %% ../nbs/87_cli.ipynb #c024a
 def main(arguments: list[str] | None = None) -> int:
     "Run `iodine-nb`; the exit status is 0, or with one line on standard error 2, and 130 after Ctrl+C."
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if name not in COMMANDS:
-        print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
-        return 0 if name in ("--help", "-h") else 2
+    if name not in COMMANDS: return _usage(name)
     command, prog = COMMANDS[name], f"iodine-nb {name}"
     try:
         if name == "train": command, rest = train_command(rest)
@@ -524,8 +527,8 @@ def main(arguments: list[str] | None = None) -> int:
             prog, command = f"{prog} {rest[0]}", command[rest.pop(0)]
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
         else: tyro.cli(command, prog=prog, args=rest)
-    except (ValueError, OSError, FloatingPointError) as e: said, status = e, 2
-    except MemoryError as e: said, status = f"there is not enough memory ({e})", 2
+    except (ValueError, OSError, FloatingPointError, MemoryError) as e:
+        said, status = f"not enough memory ({e})" if isinstance(e, MemoryError) else e, 2
     except KeyboardInterrupt: said, status = "stopped", 130
     else: return 0
     print(f"iodine-nb: {said}", file=sys.stderr)
