@@ -16,7 +16,7 @@ from iodine_nb.cli import main
 from iodine_nb.scenes.format import (PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes,
                                      crop_and_resize, import_folder, import_published, mask_known,
                                      save_scenes)
-from iodine_nb.scenes.sources import describe
+from iodine_nb.scenes.sources import describe, import_arrays, other_kind
 from iodine_nb.scenes.sprites import tetrominoes
 from iodine_nb.training.baselines import Clusters
 from iodine_nb.training.metrics import decomposition_scores, evaluate, matched_slots, segmentation_scores
@@ -494,8 +494,9 @@ def test_values_of_other_files_are_not_shown(tmp_path):
                 layout = h5py.VirtualLayout((4, 35, 35, 3), np.uint8)
                 layout[:] = h5py.VirtualSource(str(tmp_path / "s.h5"), "image", (4, 35, 35, 3))
                 f.create_virtual_dataset("image", layout)
-        with pytest.raises(ValueError, match=f"{name}.h5: the values of image lie in another file"):
-            SceneFile(tmp_path / f"{name}.h5")
+        for read in (SceneFile, lambda path: import_arrays(path, tmp_path / "o.h5", "image"), other_kind):
+            with pytest.raises(ValueError, match=f"{name}.h5: the values of image lie in another file"):
+                read(tmp_path / f"{name}.h5")
 
 
 def test_a_scene_file_is_a_dataset_of_pytorch(tmp_path):

@@ -10,6 +10,7 @@ from iodine_nb import cli
 from iodine_nb.core import check_inference, seeded, takes_gradients
 from iodine_nb.experiments.experiment import Experiment, begin_with, export_weights, load_model, save_weights
 from iodine_nb.experiments.experiment import train as train_experiment
+from iodine_nb.experiments.presets import preset
 from iodine_nb.models.iodine import IODINE, IODINEConfig, accumulated, loss_weights, unrolled
 from iodine_nb.scenes.format import Batch, SceneFile
 from iodine_nb.training import fit as training
@@ -272,6 +273,19 @@ def test_pictures_of_another_scale_are_refused():
     with pytest.raises(ValueError, match="torch.float32 .* are torch.uint8"):
         check_inference(model, (images * 255).byte())
     for edge in (torch.zeros_like(images), torch.ones_like(images), images[:0]): check_inference(model, edge)
+
+
+@pytest.mark.parametrize("name", ["norb_pca_tiny", "vle_small", "slots_tetrominoes", "iterative_small"])
+def test_models_of_every_kind_look_at_pictures_and_weights_first(name):
+    model = small.build(preset(name), 0).eval()
+    images = torch.rand(1, *model.config.image)
+    for wrong, said in ((images * 255, "must be from 0 to 1"), (images - 1, "must be from 0 to 1"),
+                        (images.double(), "must be torch.float32"),
+                        (images.where(images > .5, torch.nan), "are from nan"),
+                        (images[..., 1:], "but this model takes")):
+        with pytest.raises(ValueError, match=f"images: .*{said}"): model.infer(wrong)
+    with torch.no_grad(): next(model.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="model: .* holds NaN or infinity"): model.infer(images)
 
 
 def test_a_run_that_broke_down_is_not_the_best_restart(monkeypatch):

@@ -1,10 +1,12 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
-import gc, json, os, resource, signal, weakref
+import gc, inspect, json, os, resource, signal, weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iodine_nb.core import Noise
 from iodine_nb.scenes.format import _epoch_order
 from iodine_nb.training import fit as training
 from iodine_nb.models.iodine import IODINE
@@ -377,3 +379,15 @@ def test_a_bar_shows_what_a_person_can_judge():
     assert w({"loss": 9., "nll": 2.}, {"elbo": 1.}) == {"loss": "9", "elbo held out": "1"}
     assert w({"loss": 9.}, {"mse": .5, "ari_fg": 1., "ari": 0.}) == {
         "loss": "9", "ARI-FG held out": "1", "MSE held out": "0.5"}
+
+
+def test_the_noise_of_a_step_is_not_that_of_an_evaluation(tmp_path, data):
+    "Which has the seed and the number of the batch; pieces of a batch get their part of the step's noise."
+    config = TINY.training.change(seed=3, batch_size=4)
+    alone = SimpleNamespace(num_processes=1, process_index=0, device="cpu")
+    loader = data.loader(4, 3, "cpu")
+    pieces = inspect.unwrap(training._pieces)  # without the check of types
+    draw = lambda c: torch.cat([noise.draw(5) for _, noise in pieces(loader, c, alone, 2)])
+    whole = draw(config)
+    assert not torch.equal(whole, Noise((3, 2), torch.arange(4), 4).draw(5))
+    assert torch.equal(draw(config.change(accumulate=2)), whole[[0, 2, 1, 3]])
