@@ -160,7 +160,7 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
         split: a name, kept in the file
     """
     import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())
-    print(f"{out}: {_count(SceneFile(out))} scenes")
+    print(f"{out}: {_count(SceneFile(out))}")
 
 # %% ../nbs/87_cli.ipynb #34a00004
 def _count(file: SceneFile, most: int | None = None) -> str:
@@ -168,7 +168,7 @@ def _count(file: SceneFile, most: int | None = None) -> str:
     rows = slice(0, most)
     known = mask_known(file.file["mask"][rows]) if file.has_masks else []
     count = len(range(len(file))[rows])
-    return f"{count} ({sum(known)} with masks)" if 0 < sum(known) < count else str(count)
+    return f"{count} scenes" + (f", {sum(known)} of them with masks" if 0 < sum(known) < count else "")
 
 # %% ../nbs/87_cli.ipynb #c011
 def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None,
@@ -399,8 +399,7 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, device: 
         model, how = model.to(chosen_device(device)), dict(seeds=range(seeds), scenes=scenes, **asked)
         scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
-            count = _count(file, scenes)
-            print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
+            print(f"{weights} on {where}: {_count(file, scenes)}, {seeds} sampling seeds{_way(x, asked)}")
             print(score_table(scores[where]))
     if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
 

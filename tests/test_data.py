@@ -340,7 +340,7 @@ def test_some_pictures_have_masks_and_the_rest_none(tmp_path, capsys):
     pictures, out, masks = folders(tmp_path, made)
     for i in (1, 3): (masks / f"{i}.png").unlink()
     line = f"data folder {pictures} --masks {masks} --out {out}"
-    assert main(line.split()) == 0 and "f.h5: 4 (2 with masks) scenes" in capsys.readouterr().out
+    assert main(line.split()) == 0 and "f.h5: 4 scenes, 2 of them with masks" in capsys.readouterr().out
     file = SceneFile(out)
     assert mask_known(file[:].mask).tolist() == [True, False, True, False]
     assert file[:].visibility.tolist() == [[True] * 3, [False] * 3] * 2
