@@ -410,6 +410,9 @@ def test_other_layouts_are_told_how_they_are_imported(tmp_path, capsys):
     line = f"data arrays {tmp_path}/mask.h5 --image image --mask mask --out {tmp_path}/o.h5"
     assert main(line.split()) == 0
     assert (SceneFile(tmp_path / "o.h5")[:].mask == made.mask).all()
+    assert other_kind(tmp_path / "o.h5") is None
+    assert other_kind(tmp_path / "names.h5") == (
+        "an HDF5 file of another layout, with imgs, masks; `iodine-nb data arrays` imports it")
     np.save(tmp_path / "x.npy", made.image)
     Image.fromarray(made.image[0]).save(tmp_path / "x.png")
     for name, how in (("x.npy", "data arrays --image array"), ("x.png", "data folder")):
