@@ -432,8 +432,7 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
     with tempfile.TemporaryDirectory() as folder:
         where, file = next(iter(scenes_of(weights, Path(folder), data, first + scenes).items()))
         figure, said = figure_of(weights, file, what, scenes, first, width, seed, chosen_device(device))
-    write_figure(figure, out)
-    print(f"{out}: {said_of(weights, where)}{said}")
+    write_figure(figure, out); print(f"{out}: {said_of(weights, where)}{said}")
 
 # %% ../nbs/87_cli.ipynb #c0182
 def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: str = "small",
