@@ -250,3 +250,16 @@ def test_restarts_are_chosen_by_the_image_and_the_last_loss():
         for i, chosen in enumerate(losses.argmin(0).tolist()):
             assert torch.equal(e.latents[i], single[chosen][t].latents[i])
             assert torch.equal(e.mixture.log_masks[i], single[chosen][t].mixture.log_masks[i])
+
+
+@pytest.mark.parametrize("start", ["shared", "per_slot", "drawn"])
+def test_where_inference_begins(start):
+    "At one learned place, at one for each slot, or at places drawn around the one."
+    model = build(IODINEConfig((3, 6, 6), 3, 4, iterations=1, start=start, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    learned = model.initial_posterior
+    assert learned.shape == ((3 if start == "per_slot" else 1), 8)
+    λ, (mean, s) = model.start(5, 2, seeded(7)), learned[:2].chunk(2, -1)
+    drawn = model.noise(5, 2, seeded(7)) if start == "drawn" else torch.zeros(5, 2, 4)
+    assert torch.equal(λ, torch.cat([mean + drawn, s.expand(5, 2, 4)], -1))
+    assert torch.equal(model.first_guess(torch.zeros(5, 3, 6, 6).double(), 2, seeded(7)), λ)
