@@ -263,3 +263,17 @@ def test_where_inference_begins(start):
     drawn = model.noise(5, 2, seeded(7)) if start == "drawn" else torch.zeros(5, 2, 4)
     assert torch.equal(λ, torch.cat([mean + drawn, s.expand(5, 2, 4)], -1))
     assert torch.equal(model.first_guess(torch.zeros(5, 3, 6, 6).double(), 2, seeded(7)), λ)
+
+
+@pytest.mark.parametrize("mode", ["exact", "truncated"])
+def test_what_the_loss_is_made_of(mode):
+    "With all the weight on the last iteration: what the picture costs, and the KL by both of its weights."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=2, weights="last", gradients=mode, kl_weight=.5,
+                               decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4)))
+    images = torch.rand(2, 3, 6, 6, generator=seeded(1), dtype=torch.float64)
+    terms = model.loss(Batch(images), kl_weight=3., generator=seeded(2))
+    last = model.infer(images, kl_weight=3., generator=seeded(2))[-1]
+    wanted = dict(nll=-last.log_likelihood.mean(), kl=last.kl.sum(1).mean(),
+                  mse=(last.reconstruction - images).square().mean())
+    wanted["loss"] = wanted["nll"] + 1.5 * wanted["kl"]
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in wanted.items()})
