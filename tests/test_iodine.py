@@ -194,6 +194,8 @@ def test_explanation_asks_the_pixel():
     e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means,
         mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
     assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())
+    other = torch.randn(3, 2, 1, 4, 5, generator=seeded(1)).double()
+    assert torch.equal(e._replace(mask_logits=other).segmentation, (other[:, 1, 0] > other[:, 0, 0]).long())
 
 
 # the paper's five, through which "gradients are not propagated" (appendix B)
@@ -277,3 +279,12 @@ def test_what_the_loss_is_made_of(mode):
                   mse=(last.reconstruction - images).square().mean())
     wanted["loss"] = wanted["nll"] + 1.5 * wanted["kl"]
     assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in wanted.items()})
+
+
+def test_means_are_bounded_only_where_that_is_asked_for():
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=0, mlp=()))
+    free, bounded = build(config), build(config.change(means="sigmoid"))  # with the same weights
+    z = torch.randn(2, 2, 3, generator=seeded(0), dtype=torch.float64)
+    (means, logits), (between, same) = free.decode(z), bounded.decode(z)
+    assert torch.equal(between, means.sigmoid()) and torch.equal(logits, same) and means.min() < 0
