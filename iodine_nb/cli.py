@@ -23,7 +23,8 @@ from .experiments.experiment import (Experiment, card_of, export_weights, family
                                               load_model, scenes_of, score)
 from .experiments.presets import about, preset, presets
 from .scenes.clevr import Look, clevr, norb_scenes
-from .scenes.format import FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published
+from .scenes.format import (FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published,
+                                     mask_known)
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
                                       other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
@@ -151,13 +152,23 @@ def data_folder(folder: tyro.conf.Positional[Path], out: Path, masks: Path | Non
     Args:
         folder: of PNG or JPEG pictures
         out: the scene file to write
-        masks: a folder of masks with the same names, one grey value an entity, 0 the background
+        masks: a folder of masks with the same names, for some or all pictures; one grey value or colour an
+            entity, black the background
         size: height and width that all are fitted to
         fit: how: crop cuts off what is too long, pad fills up what is too short, stretch distorts
         grey: one channel
         split: a name, kept in the file
     """
-    print(f"{out}: {import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())} scenes")
+    import_folder(folder, out, masks, size, fit, grey, split, sys.stderr.isatty())
+    print(f"{out}: {_count(SceneFile(out))}")
+
+# %% ../nbs/87_cli.ipynb #34a00004
+def _count(file: SceneFile, most: int | None = None) -> str:
+    "How many scenes there are, and how many have a mask, if not all or none."
+    rows = slice(0, most)
+    known = mask_known(file.file["mask"][rows]) if file.has_masks else []
+    count = len(range(len(file))[rows])
+    return f"{count} scenes" + (f", {sum(known)} of them with masks" if 0 < sum(known) < count else "")
 
 # %% ../nbs/87_cli.ipynb #c011
 def data_arrays(file: tyro.conf.Positional[Path], out: Path, image: str, mask: str | None = None,
@@ -388,8 +399,7 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, device: 
         model, how = model.to(chosen_device(device)), dict(seeds=range(seeds), scenes=scenes, **asked)
         scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
-            count = min(scenes, len(file))
-            print(f"{weights} on {where}: {count} scenes, {seeds} sampling seeds{_way(x, asked)}")
+            print(f"{weights} on {where}: {_count(file, scenes)}, {seeds} sampling seeds{_way(x, asked)}")
             print(score_table(scores[where]))
     if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
 
@@ -404,7 +414,7 @@ def _way(x: Experiment, asked: dict) -> str:
 # %% ../nbs/87_cli.ipynb #c0181
 def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
          out: Path | None = None, what: Literal[*VIEWS] = "decomposition", scenes: int = 4, first: int = 0,
-         width: float = 3.25, seed: int = 0) -> None:
+         width: float = 3.25, seed: int = 0, device: str | None = None) -> None:
     """Draw scenes taken apart, for a paper, and print what a caption has to say.
 
     Args:
@@ -416,13 +426,13 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
         first: the number of the first of them
         width: of the figure, in inches; a column of most journals has 3.25
         seed: of the sampling
+        device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
     """
     check_figure(out := out or Path(f"{what}.png"))
     with tempfile.TemporaryDirectory() as folder:
         where, file = next(iter(scenes_of(weights, Path(folder), data, first + scenes).items()))
-        figure, said = figure_of(weights, file, what, scenes, first, width, seed)
-    write_figure(figure, out)
-    print(f"{out}: {said_of(weights, where)}{said}")
+        figure, said = figure_of(weights, file, what, scenes, first, width, seed, chosen_device(device))
+    write_figure(figure, out); print(f"{out}: {said_of(weights, where)}{said}")
 
 # %% ../nbs/87_cli.ipynb #c0182
 def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: str = "small",
@@ -472,7 +482,8 @@ def log_(run: tyro.conf.Positional[Path], tensorboard: Path) -> None:
 OPENING = ("framed_sprites", "muon_clevr", "attention_tetrominoes")  # of the page without a name
 
 def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[Path | None] = None,
-            out: Path = Path("data/cache/explorer.html"), browser: bool = True) -> None:
+            out: Path = Path("data/cache/explorer.html"), browser: bool = True,
+            device: str | None = None) -> None:
     """Write a page in which scenes can be taken apart and their objects dragged, and open it.
 
     Args:
@@ -480,19 +491,21 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
         data: a scene file; without one, scenes are generated
         out: where to write the page
         browser: open it
+        device: takes apart the scenes that it opens with: cpu, cuda, cuda:1 or mps; the fastest if not said
     """
+    device = chosen_device(device)
     file, names = SceneFile(data) if data else None, [weights] if weights else OPENING
     for name in names: check_page(load_model(name)[0])
-    write_page(out, [_shown(name, file, f"{i} of {len(names)}") for i, name in enumerate(names, 1)])
+    write_page(out, [_shown(name, file, f"{i} of {len(names)}", device) for i, name in enumerate(names, 1)])
     print(f"{out.absolute()}: {out.stat().st_size / 1e6:.1f} MB; it opens by a double click, also a friend's")
     if browser: webbrowser.open(out.absolute().as_uri())
 
 # %% ../nbs/87_cli.ipynb #c020a
-def _shown(name: str, file: SceneFile | None, which: str) -> Shown:
+def _shown(name: str, file: SceneFile | None, which: str, device: str) -> Shown:
     "`shown`, which says what it is doing, as it takes some seconds."
     begun = time.monotonic()
     print(f"{name} ({which}): scenes, each taken apart from two starts …", end="", flush=True)
-    page = shown(name, file)
+    page = shown(name, file, device=device)
     print(f" {len(page.images)} in {time.monotonic() - begun:.0f} s", flush=True)
     return page
 
@@ -504,19 +517,25 @@ _DATA = {"tetrominoes": data_tetrominoes, "multi-dsprites": data_multi_dsprites,
 COMMANDS = {"data": _DATA, "presets": list_presets, "train": train_command, "watch": watch, "eval": eval_,
             "show": show, "log": log_, "ablation": ablation_, "explore": explore}
 
+# %% ../nbs/87_cli.ipynb #34a00005
+def _usage(name: str) -> int:
+    print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
+    return 0 if name in ("--help", "-h") else 2
+
 # %% ../nbs/87_cli.ipynb #c024a
 def main(arguments: list[str] | None = None) -> int:
     "Run `iodine-nb`; the exit status is 0, or with one line on standard error 2, and 130 after Ctrl+C."
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if name not in COMMANDS:
-        print(f"usage: iodine-nb {{{','.join(COMMANDS)}}} ...   (--help after any of them says more)")
-        return 0 if name in ("--help", "-h") else 2
+    if name not in COMMANDS: return _usage(name)
     command, prog = COMMANDS[name], f"iodine-nb {name}"
     try:
         if name == "train": command, rest = train_command(rest)
+        if isinstance(command, dict) and rest and rest[0] in command:  # tyro would name a field of its own
+            prog, command = f"{prog} {rest[0]}", command[rest.pop(0)]
         if isinstance(command, dict): tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
         else: tyro.cli(command, prog=prog, args=rest)
-    except (ValueError, OSError, FloatingPointError) as e: said, status = e, 2
+    except (ValueError, OSError, FloatingPointError, MemoryError) as e:
+        said, status = f"not enough memory ({e})" if isinstance(e, MemoryError) else e, 2
     except KeyboardInterrupt: said, status = "stopped", 130
     else: return 0
     print(f"iodine-nb: {said}", file=sys.stderr)

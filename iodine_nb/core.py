@@ -8,7 +8,7 @@ __all__ = ['check_finite', 'unknown_field', 'Config', 'Family', 'linear_coordina
            'check_shape', 'device_of', 'check_inference', 'takes_gradients', 'markdown_table', 'book_folder']
 
 # %% ../nbs/80_core.ipynb #c002
-import dataclasses, difflib, functools, hashlib, json, os, platform, sys, tempfile, typing
+import dataclasses, difflib, errno, functools, hashlib, json, os, platform, sys, tempfile, typing
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,28 +157,44 @@ def default_device() -> str:
 def chosen_device(name: str | None = None) -> str:
     "The device of this name, or the default one; ValueError if it is not here."
     if name is None: return default_device()
-    try: torch.zeros(1, device=name) + 1
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"device: {name} is not to be had here ({str(e).splitlines()[0]})") from None
-    return name
+    try: torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError): pass
+    else: return name
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] * torch.backends.mps.is_available()
+    raise ValueError(f"device: {name} is not to be had here; there is {' and '.join(here)}")
 
 # %% ../nbs/80_core.ipynb #c024
 @contextmanager
 def whole_file(path: str | Path):
     """A temporary path that becomes `path` if the block succeeds, and vanishes if it does not. A symbolic
     link stays one: the file that it leads to is written."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(path)
-    prefix = f".{path.name}.{_machine()}-{os.getpid()}."
-    handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
-    os.close(handle)
+    temporary = _temporary(path := Path(os.path.realpath(path)))
     try:
-        yield Path(temporary)
+        yield temporary
         with open(temporary, "rb+") as f: os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    finally: Path(temporary).unlink(missing_ok=True)
+    except OSError as e:  # those of a full disk do not say which file it was
+        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
+        why = f"could not be written ({e.strerror}); make room, or choose another place"
+        raise OSError(f"{path}: {why}") from e
+    finally: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/80_core.ipynb #34a00003
+def _temporary(path: Path) -> Path:
+    "An empty file beside `path`; OSError if there can be none, or if `path` is no ordinary file."
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not an ordinary file"
+        raise OSError(f"{path}: is {what}; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(path)
+        prefix = f".{path.name}.{_machine()}-{os.getpid()}."
+        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+    except OSError as e: raise OSError(f"{path}: cannot be written there ({e.strerror})") from None
+    os.close(handle)
+    return Path(temporary)
 
 # %% ../nbs/80_core.ipynb #01d00001
 def _umask() -> int:

@@ -364,6 +364,8 @@ def pictures(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.jpg")
     Image.fromarray(pixels[:20, :20]).save(folder / "dot.png")
+    Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(folder / "deep.png")
+    Image.new("RGBA", (64, 64), (255, 255, 255, 0)).save(folder / "clear.png")
     (folder / "poem.png").write_text("Roses are red")
     return folder
 
@@ -381,6 +383,11 @@ def test_own_pictures(v, pictures):
     v.wait("x.root.querySelector('.said').textContent.startsWith('photo.jpg')")
     assert v.said() == "photo.jpg: the middle of 120 × 90 pixels, seen at 64 × 64"
     assert v.ready().ask("x.scene") == -1 and v.picture() != before
+    for name, light in (("deep.png", 40_000 / 65_535), ("clear.png", 0.)):  # 16 bits; transparent white
+        choose.set_input_files(pictures / name)
+        v.wait(f"x.root.querySelector('.said').textContent.startsWith('{name}')")
+        v.ready()
+        assert np.abs(np.array(v.ask("[...x.image]")) - light).max() < .01
 
 
 def test_a_link_and_a_line_of_python_hold_the_state(v, visit):

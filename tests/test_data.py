@@ -1,6 +1,7 @@
 """Formats, against bytes written here from the formats' descriptions."""
 import gzip, os, struct
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,9 +12,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from iodine_nb.cli import main
 from iodine_nb.scenes.format import (PUBLISHED, Batch, Generated, Loader, SceneFile, Scenes, check_scenes,
-                                     crop_and_resize, import_folder, import_published, save_scenes)
+                                     crop_and_resize, import_folder, import_published, mask_known,
+                                     save_scenes)
+from iodine_nb.scenes.sources import describe, import_arrays, other_kind
 from iodine_nb.scenes.sprites import tetrominoes
+from iodine_nb.training.baselines import Clusters
+from iodine_nb.training.metrics import decomposition_scores, evaluate, matched_slots, segmentation_scores
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -168,6 +174,7 @@ def test_scene_files_give_back_what_was_written(tmp_path, n, h, w, c, e, seed, m
     scenes = Scenes(rng.integers(0, 256, (n, h, w, c), np.uint8), rng.integers(0, e, (n, h, w), np.uint8),
                     rng.random((n, e)) > .5, {"f": rng.random((n, e)), "g": rng.random((n, e, 2))})
     if not masks: scenes.mask = None
+    elif not scenes.mask.any(): scenes.visibility[:, 1:] = False
     save_scenes(tmp_path / "s.h5", [scenes[:1], scenes[1:]], "s", {})
     with SceneFile(tmp_path / "s.h5").file as _: pass
     read = SceneFile(tmp_path / "s.h5")[:]
@@ -325,6 +332,96 @@ def folders(tmp_path, masks):
     return tmp_path / "p", tmp_path / "f.h5", tmp_path / "m"
 
 
+def test_some_pictures_have_masks_and_the_rest_none(tmp_path, capsys):
+    "What is not known is said, and counts for no score but those that need no mask."
+    mask = np.zeros((14, 14), np.uint8)
+    mask[2:6, 2:6], mask[8:, 8:] = 9, 200
+    made = {f"{i}.png": Image.fromarray(np.roll(mask, i)) for i in range(4)}
+    pictures, out, masks = folders(tmp_path, made)
+    for i in (1, 3): (masks / f"{i}.png").unlink()
+    line = f"data folder {pictures} --masks {masks} --out {out}"
+    assert main(line.split()) == 0 and "f.h5: 4 scenes, 2 of them with masks" in capsys.readouterr().out
+    file = SceneFile(out)
+    assert mask_known(file[:].mask).tolist() == [True, False, True, False]
+    assert file[:].visibility.tolist() == [[True] * 3, [False] * 3] * 2
+    assert "2: 2  (objects a scene: scenes; 2 without a mask)" in describe(file)
+    save_scenes(tmp_path / "copy.h5", SceneFile(out)[:], "t", {})  # and comes back
+    assert mask_known(SceneFile(tmp_path / "copy.h5")[:].mask).tolist() == [True, False, True, False]
+
+    class Right(torch.nn.Module):
+        "Knows the masks that there are, and sees every picture a little too light, some more than others."
+        def infer(self, images, generator=None):
+            true = torch.from_numpy(np.stack([np.roll(mask, i) for i in range(4)])).long()
+            light = torch.tensor([.1, .3, .1, .3]).view(4, 1, 1, 1)
+            return [SimpleNamespace(segmentation=true, reconstruction=images + light)]
+    scores = evaluate(Right(), file, (0,))
+    assert scores["ari_fg"] == scores["ari"] == scores["miou"] == [1.]
+    assert scores["mse"] == [pytest.approx(.05)]
+    batch = next(Loader(file, 4).in_order())
+    by_scene = decomposition_scores(Right(), batch)
+    assert by_scene["ari_fg"].isnan().tolist() == [False, True, False, True]
+    only = segmentation_scores(batch.mask[1:2], batch.mask[1:2].long() % 3)
+    assert set(only) == {"ari_fg", "ari", "miou"} and all(v.isnan().all() for v in only.values())
+    for name in ("0.png", "2.png"): (masks / name).rename(masks / f"x{name}")
+    assert main(line.split()) == 2 and "no mask has the name of a picture" in capsys.readouterr().err
+
+
+def test_slots_are_matched_with_objects_where_masks_are_known():
+    true = torch.tensor([[[0, 1], [2, 2]], [[255] * 2] * 2], dtype=torch.uint8)
+    e = SimpleNamespace(segmentation=torch.tensor([[[2, 0], [1, 1]]] * 2), masks=torch.zeros(2, 3, 1, 2, 2),
+                        means=None, reconstruction=None, latents=None)
+    assert [v.tolist() for v in matched_slots(e, true, 3)] == [[0, 0], [1, 2], [0, 1]]
+
+
+def test_a_scene_is_not_known_in_full_or_in_no_part(tmp_path):
+    made = numbered(4)
+    made.mask[1] = 255
+    with pytest.raises(ValueError, match="s.h5: mask: holds entity 255"):  # as it has a background
+        save_scenes(tmp_path / "s.h5", made, "t", {})
+    made.visibility[1] = False
+    save_scenes(tmp_path / "s.h5", made, "t", {})
+    made.mask[1, 0, 0] = 0
+    with pytest.raises(ValueError, match="s.h5: mask: holds entity 255"):
+        save_scenes(tmp_path / "s.h5", made, "t", {})
+
+
+def test_files_of_others_whose_masks_show_nothing_are_refused(tmp_path):
+    "With objects that visibility names at the door; without, where a score would be 1 for any model."
+    made = tetrominoes(4, np.random.default_rng(0), cell=2)
+    for name, visibility in (("a.h5", made.visibility), ("b.h5", np.ones((4, 1), bool))):
+        with h5py.File(tmp_path / name, "w") as f:
+            f["image"], f["mask"], f["visibility"] = made.image, np.zeros_like(made.mask), visibility
+    with pytest.raises(ValueError, match="a.h5: mask: all are 0, but visibility names"):
+        SceneFile(tmp_path / "a.h5")
+    with pytest.raises(ValueError, match="b.h5: mask: no mask shows an object, so ARI-FG would be 1"):
+        evaluate(Clusters(2), SceneFile(tmp_path / "b.h5"), (0,))
+    mse = lambda model, batch, generator: {"mse": batch.image.mean((1, 2, 3))}
+    assert evaluate(Clusters(2), SceneFile(tmp_path / "b.h5"), (0,), score=mse)["mse"]
+
+
+def test_other_layouts_are_told_how_they_are_imported(tmp_path, capsys):
+    made = tetrominoes(4, np.random.default_rng(0), cell=2)
+    with h5py.File(tmp_path / "mask.h5", "w") as f:
+        f["image"], f["mask"], f["visibility"] = made.image, made.mask[..., None], made.visibility
+    with h5py.File(tmp_path / "names.h5", "w") as f: f["imgs"], f["masks"] = made.image, made.mask
+    for name in ("mask.h5", "names.h5"):
+        with pytest.raises(ValueError, match=f"{name}: .*`iodine-nb data arrays` imports"):
+            SceneFile(tmp_path / name)
+    line = f"data arrays {tmp_path}/mask.h5 --image image --mask mask --out {tmp_path}/o.h5"
+    assert main(line.split()) == 0
+    assert (SceneFile(tmp_path / "o.h5")[:].mask == made.mask).all()
+    assert other_kind(tmp_path / "o.h5") is None
+    assert other_kind(tmp_path / "names.h5") == (
+        "an HDF5 file of another layout, with imgs, masks; `iodine-nb data arrays` imports it")
+    np.save(tmp_path / "x.npy", made.image)
+    Image.fromarray(made.image[0]).save(tmp_path / "x.png")
+    for name, how in (("x.npy", "data arrays --image array"), ("x.png", "data folder")):
+        with pytest.raises(ValueError, match=f"{name}: .*another kind, which `iodine-nb data inspect` names"):
+            SceneFile(tmp_path / name)
+        assert main(["data", "inspect", str(tmp_path / name)]) == 2
+        assert f"`iodine-nb {how}` imports" in capsys.readouterr().err
+
+
 def test_coloured_masks_and_masks_of_16_bits(tmp_path):
     red, deep = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)
     red[0], red[1], deep[2], deep[3] = (255, 0, 0), (0, 255, 0), 300, 4000
@@ -370,6 +467,13 @@ def test_a_flipped_bit_of_a_record_is_seen(tmp_path):
             import_published(tmp_path / "t", tmp_path / "out.h5", "tetrominoes", progress=False)
 
 
+def test_a_record_that_unpacks_to_too_much_is_refused(tmp_path):
+    length = struct.pack("<Q", 3 << 30)
+    (tmp_path / "t").write_bytes(gzip.compress(length + checksum(length) + bytes(1 << 20)))
+    with pytest.raises(ValueError, match="t: damaged .*a record of 3,072 MiB; at most 256 are read"):
+        import_published(tmp_path / "t", tmp_path / "out.h5", "tetrominoes", progress=False)
+
+
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
     import shutil
     usage = shutil.disk_usage(tmp_path)
@@ -393,8 +497,9 @@ def test_values_of_other_files_are_not_shown(tmp_path):
                 layout = h5py.VirtualLayout((4, 35, 35, 3), np.uint8)
                 layout[:] = h5py.VirtualSource(str(tmp_path / "s.h5"), "image", (4, 35, 35, 3))
                 f.create_virtual_dataset("image", layout)
-        with pytest.raises(ValueError, match=f"{name}.h5: the values of image lie in another file"):
-            SceneFile(tmp_path / f"{name}.h5")
+        for read in (SceneFile, lambda path: import_arrays(path, tmp_path / "o.h5", "image"), other_kind):
+            with pytest.raises(ValueError, match=f"{name}.h5: the values of image lie in another file"):
+                read(tmp_path / f"{name}.h5")
 
 
 def test_a_scene_file_is_a_dataset_of_pytorch(tmp_path):

@@ -1,4 +1,5 @@
 """Edges of what makes, keeps and shows scenes."""
+import errno
 import inspect
 import math
 import os
@@ -79,11 +80,50 @@ def test_held_out_scenes_are_those_that_are_asked_for(tmp_path):
             held_out_scenes(small.TINY, path, count, seed)
 
 
-def test_figures_of_a_script_are_closed(tmp_path):
+def test_figures_of_a_script_are_closed(tmp_path, monkeypatch):
+    "Also where there is no book whose pictures they would be."
     plt.switch_backend("agg")
+    monkeypatch.chdir(tmp_path); monkeypatch.delenv("IODINE_NB_BOOK", raising=False)
     before = len(plt.get_fignums())
-    save(plot_scenes(tetrominoes(2, np.random.default_rng(0), cell=2)), "a", tmp_path)
-    assert len(plt.get_fignums()) == before and os.listdir(tmp_path) == ["a.png"]
+    for folder in (tmp_path, None):
+        path = save(plot_scenes(tetrominoes(2, np.random.default_rng(0), cell=2)), "a", folder)
+        assert path == (folder and folder / "a.png") and len(plt.get_fignums()) == before
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir(); os.mkfifo(tmp_path / "pipe"); (tmp_path / "file").touch()
+    for name, said in (("folder", "folder: is a folder"), ("pipe", "pipe: is not an ordinary file"),
+                       ("file/x", "file/x: cannot be written there")):
+        with pytest.raises(OSError, match=said): write_json(tmp_path / name, 1)
+    assert (tmp_path / "folder").is_dir() and (tmp_path / "pipe").is_fifo() and len(os.listdir(tmp_path)) == 3
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    def fills(path):
+        with whole_file(path) as p:
+            p.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    (tmp_path / "a.json").write_text("before")
+    with pytest.raises(OSError, match="a.json: could not be written .No space left on device.; make room"):
+        fills(tmp_path / "a.json")
+    assert os.listdir(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "before"
+
+
+def test_too_little_memory_and_ctrl_c_end_any_command_in_a_line(tmp_path, monkeypatch, capsys):
+    from iodine_nb import cli
+    for what, status, said in ((MemoryError("Unable to allocate 10 GiB"), 2, "not enough memory (Unable to"),
+                               (KeyboardInterrupt(), 130, "stopped")):
+        def raises(*args): raise what
+        monkeypatch.setattr(cli, "_write", raises)
+        assert main(f"data tetrominoes --out {tmp_path}/a.h5 --scenes 1".split()) == status
+        assert said in capsys.readouterr().err
+
+
+def test_a_field_that_tyro_refuses_is_named_as_the_person_wrote_it(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: main(f"data clevr --out {tmp_path}/a.h5 --look.size 0 0".split())
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and "size: must be height and width" in said and "dummy" not in said
 
 
 @pytest.mark.parametrize("limit, parts", [(1 << 19, 1), (3_000_000, 40)])

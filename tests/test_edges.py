@@ -10,6 +10,7 @@ from iodine_nb import cli
 from iodine_nb.core import check_inference, seeded, takes_gradients
 from iodine_nb.experiments.experiment import Experiment, begin_with, export_weights, load_model, save_weights
 from iodine_nb.experiments.experiment import train as train_experiment
+from iodine_nb.experiments.presets import preset
 from iodine_nb.models.iodine import IODINE, IODINEConfig, accumulated, loss_weights, unrolled
 from iodine_nb.scenes.format import Batch, SceneFile
 from iodine_nb.training import fit as training
@@ -274,6 +275,19 @@ def test_pictures_of_another_scale_are_refused():
     for edge in (torch.zeros_like(images), torch.ones_like(images), images[:0]): check_inference(model, edge)
 
 
+@pytest.mark.parametrize("name", ["norb_pca_tiny", "vle_small", "slots_tetrominoes", "iterative_small"])
+def test_models_of_every_kind_look_at_pictures_and_weights_first(name):
+    model = small.build(preset(name), 0).eval()
+    images = torch.rand(1, *model.config.image)
+    for wrong, said in ((images * 255, "must be from 0 to 1"), (images - 1, "must be from 0 to 1"),
+                        (images.double(), "must be torch.float32"),
+                        (images.where(images > .5, torch.nan), "are from nan"),
+                        (images[..., 1:], "but this model takes")):
+        with pytest.raises(ValueError, match=f"images: .*{said}"): model.infer(wrong)
+    with torch.no_grad(): next(model.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="model: .* holds NaN or infinity"): model.infer(images)
+
+
 def test_a_run_that_broke_down_is_not_the_best_restart(monkeypatch):
     model, run, calls = small.build(TINY, 0), IODINE.run, []
     def breaks(self, *args, **how):
@@ -432,10 +446,32 @@ def test_ctrl_c_ends_a_command_with_a_line(weights, data, monkeypatch, capsys):
     assert capsys.readouterr().err == "iodine-nb: stopped\n"
 
 
-def test_a_device_that_is_not_there_is_refused(weights, data, capsys):
-    assert cli.main(["eval", str(weights), str(data.path), "--device", "cuda:77"]) == 2
-    assert "device: cuda:77 is not to be had here" in capsys.readouterr().err
-    assert cli.main(["eval", str(weights), str(data.path), "--device", "cpu", "--seeds", "1"]) == 0
+@pytest.mark.parametrize("command", ["eval", "show", "explore"])
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(weights, data, capsys, command, tmp_path):
+    out = ["--out", str(tmp_path / "x.png")]
+    for wrong in ("cuda:77", "tpu", "meta"):
+        assert cli.main([command, str(weights), str(data.path), "--device", wrong, *out]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"iodine-nb: device: {wrong} is not to be had here; there is cpu")
+        assert len(said) < 120
+    assert cli.main([command, str(weights), str(data.path), "--device", "cpu", *out,
+                     *{"eval": ["--seeds", "1"], "explore": ["--no-browser"]}.get(command, [])]) == 0
+
+
+def test_models_elsewhere_are_given_what_they_look_at_there(monkeypatch, data):
+    "Probes and explorer, on a device that only says that it is another: what meets the model has been moved."
+    from iodine_nb.tools import explorer, probes
+    model, moved = small.build(TINY, 0), []
+    monkeypatch.setattr(explorer, "device_of", lambda model: moved.append("explorer") or torch.device("cpu"))
+    monkeypatch.setattr(probes, "device_of", lambda model: moved.append("probes") or torch.device("cpu"))
+    shown = explorer.show("tiny", model, data[:2])
+    list(explorer.answers(shown, {"do": "infer", "image": data[:1].image.astype("float32").ravel() / 255}))
+    z = torch.zeros(TINY.model.slots * 4).numpy()
+    list(explorer.answers(shown, {"do": "decode", "z": z}))
+    assert moved.count("explorer") >= 6
+    found = probes.find_objects(model, data[:2], least_iou=0.)
+    probes.redraw(model, found, 0, found.own[:1])
+    assert moved.count("probes") >= 3
 
 
 # Going on with other settings

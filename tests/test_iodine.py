@@ -194,6 +194,8 @@ def test_explanation_asks_the_pixel():
     e = model.evaluate(image, model.start(3, 2, None), torch.zeros(3, 2, 3).double())._replace(means=means,
         mask_logits=logits, mixture=model.mixture(image, means, logits, .1))
     assert (e.segmentation == 0).all() and torch.equal(e.explanation, image[:, 0].long())
+    other = torch.randn(3, 2, 1, 4, 5, generator=seeded(1)).double()
+    assert torch.equal(e._replace(mask_logits=other).segmentation, (other[:, 1, 0] > other[:, 0, 0]).long())
 
 
 # the paper's five, through which "gradients are not propagated" (appendix B)
@@ -210,3 +212,79 @@ def test_five_inputs_are_data_and_the_others_carry_gradients(name):
     e = model.evaluate(image, model.start(2, 3, None), noise[0])
     g = [v.requires_grad_() for v in model.gradients(e, keep_graph=True)]
     assert model.inputs.one(name, model.state(image, e, g)).requires_grad == (name not in CUT)
+
+
+@pytest.mark.parametrize("frozen_start", [False, True])
+def test_what_is_seen_is_what_the_refinement_saw(frozen_start):
+    "Computed again from the evaluation: the rows of the table as they were handed on, without coordinates."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    if frozen_start: model.initial_posterior.requires_grad_(False)
+    image, noise = draws(model, model.config)
+    e = model.evaluate(image, model.start(2, 2, None).detach().requires_grad_(), noise[0])
+    state = model.state(image, e, model.gradients(e))
+    found = model.seen(image, e.detached())
+    assert set(found) == {n for n, i in INPUTS.items() if not i.flat} - {"coordinates"}
+    for name, v in found.items(): assert torch.allclose(v, model.inputs.one(name, state)), name
+
+
+def test_the_gradient_of_masks_is_that_of_logarithms_over_masks():
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=1, mask_gradient="masks",
+                          decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=0, mlp=()))
+    model = build(config)
+    image, noise = draws(model, config)
+    e = model.evaluate(image, model.start(2, 2, None).detach().requires_grad_(), noise[0])
+    masks = e.masks.detach().requires_grad_()
+    joint = (masks.log() + e.mixture.log_components.detach()).logsumexp(1).sum()
+    assert torch.allclose(model.gradients(e)[2], torch.autograd.grad(-joint, masks)[0])
+
+
+def test_restarts_are_chosen_by_the_image_and_the_last_loss():
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=2, sigma=.3, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=4, mlp=(4,))))
+    images = torch.rand(6, 3, 6, 6, generator=seeded(1), dtype=torch.float64)
+    generator = seeded(0)
+    single = [model.infer(images, generator=generator) for _ in range(3)]
+    best = model.infer(images, restarts=3, generator=seeded(0))
+    losses = torch.stack([run[-1].loss for run in single])
+    assert torch.equal(best[-1].loss, losses.min(0).values) and len(set(losses.argmin(0).tolist())) > 1
+    for t, e in enumerate(best):
+        for i, chosen in enumerate(losses.argmin(0).tolist()):
+            assert torch.equal(e.latents[i], single[chosen][t].latents[i])
+            assert torch.equal(e.mixture.log_masks[i], single[chosen][t].mixture.log_masks[i])
+
+
+@pytest.mark.parametrize("start", ["shared", "per_slot", "drawn"])
+def test_where_inference_begins(start):
+    "At one learned place, at one for each slot, or at places drawn around the one."
+    model = build(IODINEConfig((3, 6, 6), 3, 4, iterations=1, start=start, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    learned = model.initial_posterior
+    assert learned.shape == ((3 if start == "per_slot" else 1), 8)
+    λ, (mean, s) = model.start(5, 2, seeded(7)), learned[:2].chunk(2, -1)
+    drawn = model.noise(5, 2, seeded(7)) if start == "drawn" else torch.zeros(5, 2, 4)
+    assert torch.equal(λ, torch.cat([mean + drawn, s.expand(5, 2, 4)], -1))
+    assert torch.equal(model.first_guess(torch.zeros(5, 3, 6, 6).double(), 2, seeded(7)), λ)
+
+
+@pytest.mark.parametrize("mode", ["exact", "truncated"])
+def test_what_the_loss_is_made_of(mode):
+    "With all the weight on the last iteration: what the picture costs, and the KL by both of its weights."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=2, weights="last", gradients=mode, kl_weight=.5,
+                               decoder=DecoderConfig((4,), 3), refinement=RefinementConfig((4,), lstm=4)))
+    images = torch.rand(2, 3, 6, 6, generator=seeded(1), dtype=torch.float64)
+    terms = model.loss(Batch(images), kl_weight=3., generator=seeded(2))
+    last = model.infer(images, kl_weight=3., generator=seeded(2))[-1]
+    wanted = dict(nll=-last.log_likelihood.mean(), kl=last.kl.sum(1).mean(),
+                  mse=(last.reconstruction - images).square().mean())
+    wanted["loss"] = wanted["nll"] + 1.5 * wanted["kl"]
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in wanted.items()})
+
+
+def test_means_are_bounded_only_where_that_is_asked_for():
+    config = IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                          refinement=RefinementConfig((4,), lstm=0, mlp=()))
+    free, bounded = build(config), build(config.change(means="sigmoid"))  # with the same weights
+    z = torch.randn(2, 2, 3, generator=seeded(0), dtype=torch.float64)
+    (means, logits), (between, same) = free.decode(z), bounded.decode(z)
+    assert torch.equal(between, means.sigmoid()) and torch.equal(logits, same) and means.min() < 0

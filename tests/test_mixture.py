@@ -7,8 +7,10 @@ from torch import distributions as D
 
 from iodine_nb.core import seeded
 from iodine_nb.models.distributions import Posterior, component_log_likelihood, posterior, spatial_mixture
-from iodine_nb.models.inputs import RefinementInputs, check_inputs
-from iodine_nb.models.iodine import loss_weights
+from iodine_nb.experiments.presets import preset
+from iodine_nb.models.decoder import DecoderConfig
+from iodine_nb.models.inputs import ALL_INPUTS, INPUTS, RefinementInputs, check_inputs
+from iodine_nb.models.iodine import IODINE, IODINEConfig, loss_weights
 from iodine_nb.models.refinement import Refinement, RefinementConfig
 
 torch.manual_seed(0)
@@ -57,6 +59,7 @@ def test_a_posterior_is_a_gaussian(form, variance):
     far = posterior(torch.tensor([[0., 0., -90., 90.]]), "exp")
     assert torch.allclose(far.variance.log(), torch.tensor([[-20., 20.]]))
     assert isinstance(q, Posterior)
+    assert posterior(torch.tensor([[0., -90.]]), "softplus").variance.item() == pytest.approx(1e-8)
 
 
 @pytest.mark.parametrize("kind", ["affine", "plain", "none"])
@@ -92,6 +95,8 @@ def test_inputs_that_are_not_in_the_table_or_all_flat_are_refused():
                         ((), "image-shaped")):
         with pytest.raises(ValueError, match=said): check_inputs(names)
     assert RefinementInputs(("coordinates",), (3, 6, 6), 2, "cosine").channels == 8
+    cut = {"means_gradient", "mask_gradient", "pixel_likelihood", "leave_one_out", "posterior_gradient"}
+    assert {n for n, i in INPUTS.items() if i.normalised} == cut  # appendix B's layer norms
 
 
 @pytest.mark.parametrize("update", ["additive", "gated"])
@@ -121,6 +126,33 @@ def test_the_refinement_is_what_its_configuration_says(update, pooling, source, 
     assert (memory is None) == (lstm == 0)
     for wrong in (dict(kernel=2), dict(kernel=0), dict(lstm=-1), dict(mlp=(0,)), dict(channels=(4, 0))):
         with pytest.raises(ValueError, match=f"refinement.{min(wrong)}"): c.change(**wrong)
+
+
+def test_what_is_not_said_is_the_published_clevr6_network():
+    f = RefinementConfig((64, 64, 64, 64), 3, "average", (256, 256), 256, "elu", "additive", "hidden")
+    c = IODINEConfig((3, 128, 128), 7, 64, "gaussian", "joint", .1, "unbounded", 1., 1., DecoderConfig(), 5,
+                     "softplus", "shared", 1., "linear", "exact", ALL_INPUTS, "joined", "linear", "affine",
+                     "logits", f)
+    assert RefinementConfig() == f and IODINEConfig() == preset("clevr6").model == c
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(image=(2, 8, 8)), "image"), (dict(image=(3, 8)), "image"), (dict(image=(3, 0, 8)), "image"),
+    (dict(slots=0), "slots"), (dict(latent=0), "latent"), (dict(iterations=0), "iterations"),
+    (dict(kl_weight=-.1), "kl_weight"), (dict(sigma=0.), "sigma"),
+    (dict(prior_variance=0.), "prior_variance"),
+    (dict(start_variance=.9e-8), "start_variance"), (dict(start_variance=1.1e8), "start_variance")])
+def test_configurations_that_no_model_can_have(changes, said):
+    with pytest.raises(ValueError, match=f"^{said}: must be"): IODINEConfig(**changes)
+
+
+def test_the_least_configuration_is_one():
+    c = IODINEConfig((1, 1, 1), 1, 1, iterations=1, kl_weight=0., start_variance=1e-8, sigma=1e-3,
+                     decoder=DecoderConfig((1,), 1), refinement=RefinementConfig((1,), 1, mlp=(1,), lstm=0))
+    e = IODINE(c).infer(torch.rand(2, 1, 1, 1), slots=1, iterations=0, kl_weight=0., sigma_factor=1e-3)
+    assert len(e) == 1 and e[0].loss.isfinite().all()
+    assert torch.equal(e[0].loss, -e[0].log_likelihood)  # nothing is paid for the KL
+    assert c.change(start_variance=1e8).start_variance == 1e8
 
 
 def test_how_much_each_iteration_counts():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from iodine_nb.cli import main
-from iodine_nb.scenes.format import SceneFile
+from iodine_nb.scenes.format import SceneFile, import_folder
 from iodine_nb.scenes.sources import (describe, fetch, import_arrays, import_idx, other_kind, read_idx,
                                       read_norb_matrix, write_norb_matrix)
 from iodine_nb.scenes.sprites import multi_dsprites
@@ -28,7 +29,7 @@ def test_norb_matrices_come_back(tmp_path, values, zipped):
 
 @quick
 @given(st.binary(max_size=80), st.sampled_from([b"", b"\x55\x4c\x3d\x1e", b"\0\0\x08\x03", b"\0\0\x08\xff",
-    b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08\0"]), st.booleans())
+    b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08\0", b"\x93NUMPY\x01\0"]), st.booleans())
 def test_random_bytes_end_in_a_sentence(tmp_path, noise, begin, zipped):
     path = tmp_path / "noise"
     path.write_bytes(gzip.compress(begin + noise) if zipped else begin + noise)
@@ -61,6 +62,23 @@ def test_arrays_of_any_layout(tmp_path, seed, channels, masks, kind, real):
     back = SceneFile(tmp_path / "out.h5")[:]
     assert (back.image == s.image).all() and (back.mask == s.mask).all()
     assert (back.visibility == s.visibility[:, :back.visibility.shape[1]]).all()
+
+
+@quick
+@given(st.sampled_from(["png", "tiff", "jpeg", "bmp", "webp"]), st.sampled_from(["RGB", "L", "RGBA", "I;16"]),
+       st.integers(0, 120), st.binary(max_size=60), st.booleans())
+def test_random_pictures_end_in_a_sentence(tmp_path, kind, mode, keep, noise, mask):
+    "A picture of which the end, or all, is noise; as a picture, or as a mask of one."
+    for folder in ("p", "m"): (tmp_path / folder).mkdir(exist_ok=True)
+    whole = io.BytesIO()
+    if kind != "tiff" and mode == "I;16" or kind == "jpeg" and mode == "RGBA": mode = "L"
+    Image.new(mode, (5, 4)).save(whole, kind)
+    for old in tmp_path.glob("?/*"): old.unlink()
+    Image.new("RGB", (5, 4)).save(tmp_path / "p/0.png")
+    (tmp_path / ("m/0." if mask else "p/1.")).with_suffix(f".{kind}").write_bytes(
+        whole.getvalue()[:keep] + noise)
+    try: import_folder(tmp_path / "p", tmp_path / "o.h5", tmp_path / "m" if mask else None, progress=False)
+    except ValueError as e: assert str(tmp_path) in str(e)
 
 
 def test_pickles_are_not_opened(tmp_path):
@@ -170,6 +188,9 @@ def test_a_file_that_is_there_is_checked_like_one_that_came(tmp_path):
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz: has 7 bytes, should have 1,648,877"):
         fetch("mnist_test", tmp_path)
     assert (tmp_path / "t10k-images-idx3-ubyte.gz").read_bytes() == b"rubbish"
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(bytes(1_648_877))  # as long as it should be
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz: has SHA-256 .*, should have 8d422c7b"):
+        fetch("mnist_test", tmp_path)
 
 
 def test_a_sheet_says_what_it_can_be_and_overwrites_nothing_else(tmp_path, capsys):

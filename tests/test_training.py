@@ -1,10 +1,12 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
-import gc, json, os, resource, signal, weakref
+import gc, inspect, json, os, resource, signal, weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iodine_nb.core import Noise
 from iodine_nb.scenes.format import _epoch_order
 from iodine_nb.training import fit as training
 from iodine_nb.models.iodine import IODINE
@@ -278,3 +280,114 @@ def test_scenes_that_stream_are_shuffled_within_and_among_windows():
     assert len(firsts) > 1 and any(list(f) != sorted(f) for f in firsts)
     within = {tuple(row.tolist()) for order in orders for row in order if row[0] < 20}
     assert len(within) == 4  # in another order every time
+
+
+def test_the_rate_rises_and_falls():
+    c = TrainingConfig(learning_rate=.01, warmup=4, decay=.1, decay_steps=100)
+    assert [c.learning_rate_at(s) for s in (0, 1)] == pytest.approx([.0025, .005 * .1**.01], rel=1e-9)
+    assert [c.learning_rate_at(s) for s in (100, 200)] == pytest.approx([1e-3, 1e-4])
+    level = c.change(schedule="cosine", warmup=0)
+    assert [level.learning_rate_at(s) for s in (0, 50, 100, 200)] == pytest.approx([.01, .0055, .001, .001])
+    assert Ramp(2., 4., 4).at(1) == 2.5 and Ramp(2., 4., 4).at(4) == Ramp(2., 4., 4).at(5) == 4.
+    assert Ramp(2., 4.).at(0) == 4. and Ramp() == Ramp(1., 1., 0)
+
+
+def test_defaults_are_those_of_the_released_code():
+    c = TrainingConfig()
+    assert (c.optimiser, c.schedule, c.learning_rate, c.beta1, c.warmup) == (
+        "adam", "exponential", 1e-3, .95, 0)
+    assert (c.decay, c.decay_steps, c.clip, c.steps, c.batch_size) == (.1, 10**6, 5., 10**6, 32)
+    assert (c.accumulate, c.compile, c.precision, c.schedules, c.seed) == (1, False, "float32", {}, 0)
+    assert (c.log_every, c.evaluate_every, c.evaluate_scenes, c.checkpoint_every) == (100, 5000, 320, 1000)
+
+
+def test_scores_come_three_times_early_and_then_at_equal_distances():
+    c = TrainingConfig(steps=2500, evaluate_every=800, log_every=100)
+    assert [s for s in range(1, 2501) if c.scored_after(s)] == [100, 200, 400, 800, 1600, 2400, 2500]
+    rare = c.change(log_every=300)
+    assert [s for s in range(1, 2501) if rare.scored_after(s)] == [400, 800, 1600, 2400, 2500]
+
+
+@pytest.mark.parametrize("field, wrong, right", [
+    ("learning_rate", (0., 1.), (1e-9, .999)), ("beta1", (-.1, 1.), (0., .999)),
+    ("decay", (0., 1.01), (1e-9, 1.)), ("clip", (0., -1.), (1e-9,)),
+    ("seed", (-1, 2**63), (0, 2**63 - 1)), ("warmup", (-1,), (0,)),
+    *((name, (0,), (1,)) for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every",
+                                      "evaluate_scenes", "checkpoint_every", "decay_steps"))])
+def test_where_the_numbers_of_a_training_end(field, wrong, right):
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"training.{field}: must be"): TrainingConfig(**{field: value})
+    for value in right: assert getattr(TrainingConfig(**{field: value}), field) == value
+
+
+def test_schedules_may_reach_zero_where_that_has_a_value():
+    for name, least in (("kl_weight", 0.), ("sigma_factor", 1e-9), ("final_weight", -1.)):
+        for ramp in (Ramp(1., least, 5), Ramp(least, 1., 5)): TrainingConfig(schedules={name: ramp})
+    for name, much in (("kl_weight", -1e-9), ("sigma_factor", 0.)):
+        for ramp in (Ramp(1., much, 5), Ramp(much, 1., 5)):
+            with pytest.raises(ValueError, match=f"training.schedules.{name}: goes from"):
+                TrainingConfig(schedules={name: ramp})
+
+
+def test_a_log_is_read_up_to_a_step_and_by_quantity(tmp_path):
+    record = Record(tmp_path / "run")
+    for line in ({"step": 2, "seconds": 1., "mse": 4., "nll": 7.}, {"step": 2, "mse": 3.},
+                 {"step": 4, "seconds": 2., "mse": 2.}, {"step": 4, "mse": 1., "ari_fg": .5}):
+        record.append(line)
+    curve = lambda name: [v.tolist() for v in record.curve(name)]
+    assert curve("mse") == [[2, 4], [4., 2.]] and curve("held_out_mse") == [[2, 4], [3., 1.]]
+    assert curve("ari_fg") == curve("held_out_ari_fg") == [[4], [.5]] and curve("nll") == [[2], [7.]]
+    assert curve("kl") == [[], []]
+    assert (record.at("mse", 4), record.at("held_out_mse", 2), record.at("nll", 4)) == (2., 3., None)
+    early = Record(tmp_path / "run", until=2)
+    assert early.log() == record.log()[:2] and early.at("mse", 4) is None
+    record.begin({"a": 1}, 2)  # what came after the checkpoint goes
+    assert record.log() == early.log() and "machine" in json.loads((record.path / "config.json").read_text())
+
+
+def test_what_a_loss_must_be(tmp_path, data):
+    class Model(torch.nn.Module):
+        def __init__(self, found):
+            super().__init__()
+            self.w, self.found = torch.nn.Parameter(torch.ones(1)), found
+        def loss(self, batch): return self.found(self.w)
+    config = TINY.training.change(steps=1, schedules={})
+    for i, found in enumerate((lambda w: {"loss": w}, lambda w: w.sum(), lambda w: {"nll": w.sum()},
+                               lambda w: {"loss": w.sum().detach()}, lambda w: {"loss": w.sum(), "x": 1.})):
+        with pytest.raises(ValueError, match="the loss of Model must return a dictionary of scalar tensors"):
+            fit(Model(found), data, config, tmp_path / str(i), progress=False)
+    class Needs(Model):
+        def loss(self, batch, temperature, kl_weight=1.): return {"loss": self.w.sum() * temperature}
+    with pytest.raises(ValueError, match="the loss of Needs needs 'temperature', which nothing gives"):
+        fit(Needs(None), data, config, tmp_path / "n", progress=False)
+    assert training.loss_parameters(Needs(None), {"temperature": Ramp()}) == {"temperature"}
+    class Takes(Model):
+        def loss(self, batch, **how): return {"loss": self.w.sum()}
+    assert training.loss_parameters(Takes(None), {"x": Ramp()}) == {"generator", "x"}
+
+
+def test_a_difference_is_named_by_its_field():
+    d = training.difference
+    assert d({"a": {"b": 1, "c": [1]}}, {"a": {"b": 1, "c": (1,)}}) is None
+    assert d({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b is 1, here 2"
+    assert d({"a": 1}, {}) == "a is 1, here null" and d({}, {"z": 0, "b": {}}) == "b is null, here {}"
+
+
+def test_a_bar_shows_what_a_person_can_judge():
+    w = training.in_words
+    assert w({"loss": 9., "mse": .12345, "kl": 3.}, {}) == {"MSE": "0.1235", "KL": "3"}
+    assert w({"loss": 9., "nll": 2.}, {"elbo": 1.}) == {"loss": "9", "elbo held out": "1"}
+    assert w({"loss": 9.}, {"mse": .5, "ari_fg": 1., "ari": 0.}) == {
+        "loss": "9", "ARI-FG held out": "1", "MSE held out": "0.5"}
+
+
+def test_the_noise_of_a_step_is_not_that_of_an_evaluation(tmp_path, data):
+    "Which has the seed and the number of the batch; pieces of a batch get their part of the step's noise."
+    config = TINY.training.change(seed=3, batch_size=4)
+    alone = SimpleNamespace(num_processes=1, process_index=0, device="cpu")
+    loader = data.loader(4, 3, "cpu")
+    pieces = inspect.unwrap(training._pieces)  # without the check of types
+    draw = lambda c: torch.cat([noise.draw(5) for _, noise in pieces(loader, c, alone, 2)])
+    whole = draw(config)
+    assert not torch.equal(whole, Noise((3, 2), torch.arange(4), 4).draw(5))
+    assert torch.equal(draw(config.change(accumulate=2)), whole[[0, 2, 1, 3]])

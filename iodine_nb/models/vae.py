@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, normal
+from ..core import Config, Family, Noise, check_inference, check_shape, normal
 from .distributions import Posterior
 from ..scenes.format import Batch, SceneFile
 from ..training.fit import TrainingConfig
@@ -361,6 +361,7 @@ VAE.forward = VAE.loss
 def infer(self: VAE, images: Float[Tensor, "B C H W"],
           generator: torch.Generator | Noise | None = None) -> list[Inferred]:
     "One look: a list of one, so that all models of the book are asked alike."
+    check_inference(self, images)
     x, drawn, counted, volumes = self.encode(images)
     noise = normal(generator, len(x), self.config.latent, device=x.device)
     _, nll = self.explain(x, drawn.sample(noise), volumes)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_shape, normal
+from ..core import Config, Family, Noise, check_inference, check_shape, normal
 from ..scenes.format import Batch
 from ..training.fit import Ramp, TrainingConfig
 from ..training.metrics import decomposition_scores
@@ -460,7 +460,7 @@ def flat(self: VLE, t: Token) -> Float[Tensor, "B D"]:
 def infer(self: VLE, images: Float[Tensor, "B C H W"], tokens: int | None = None,
           generator: torch.Generator | Noise | None = None) -> list[VLEScene]:
     "What is known after each token, of so many (as in the configuration if not said); nothing is drawn."
-    self.check_images(tuple(images.shape[1:]), "images")
+    check_inference(self, images)
     x, n = 2 * images - 1, self.config.tokens if tokens is None else tokens
     walked, scenes = self.walk(x, n), []
     known = [torch.stack(v, 1) for v in zip(*((self.flat(t), t.picture, t.strength) for t in walked))]

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from ..core import file_hash, whole_file
 from .clevr import INSTANCES, NORB_FACTORS
-from .format import SceneFile, Scenes, crop_and_resize, elsewhere, entities_seen, entity_areas
-from .format import index_mask, save_scenes, some_object, with_background
+from .format import PICTURES, SceneFile, Scenes, crop_and_resize, elsewhere, entities_seen
+from .format import entity_areas, index_mask, mask_known, save_scenes, some_object
+from .format import with_background
 
 # %% ../../nbs/84_sources.ipynb #0a452619
 _MOST = 8 << 30  # bytes that are unpacked into memory
@@ -447,7 +448,7 @@ def _fetch_file(remote: Remote, folder: Path, mirror: str | None, progress: bool
 @dataclass
 class Statistics:
     "What is in a scene file."
-    objects: Int[np.ndarray, "N"]  # in each scene, without the background
+    objects: Int[np.ndarray, "N"]  # in each scene, without the background; -1 where the mask is not known
     area: np.ndarray  # the part of the picture that each object covers, scene by scene; empty without masks
     unseen: int  # objects that are said to be there and show no pixel
     unsaid: int  # entities in a mask that are said not to be there
@@ -460,7 +461,7 @@ def statistics(file: SceneFile, part: int = 1000) -> Statistics:
     pixels = math.prod(file.shape[1:])
     for s in (file[i:i + part] for i in range(0, len(file), part)):
         said = s.visibility[:, 1:]
-        objects.append(said.sum(1))
+        objects.append(said.sum(1) if s.mask is None else np.where(mask_known(s.mask), said.sum(1), -1))
         colour = colour + s.image.reshape(-1, s.image.shape[-1]).sum(0, dtype=np.float64)
         if s.mask is None: continue
         shown = entity_areas(s.mask, s.visibility.shape[1])[:, 1:]
@@ -474,8 +475,10 @@ def statistics(file: SceneFile, part: int = 1000) -> Statistics:
 def _counted(file: SceneFile, s: Statistics) -> str:
     "How many scenes have how many objects, where that is known."
     if not (file.has_masks or "factors" in file.file): return "not known"
-    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(s.objects)) if k)
-    return f"{count}  (objects a scene: scenes)"
+    known = s.objects[s.objects >= 0]
+    count = ", ".join(f"{n}: {k:,}" for n, k in enumerate(np.bincount(known)) if k)
+    others = f"; {len(s.objects) - len(known):,} without a mask" if len(known) < len(s.objects) else ""
+    return f"{count}  (objects a scene: scenes{others})"
 
 # %% ../../nbs/84_sources.ipynb #06d00004
 def describe(file: SceneFile) -> str:
@@ -515,6 +518,8 @@ def other_kind(path: str | Path) -> str | None:
     except (EOFError, OSError, zlib.error) as e: return f"a damaged gzip file ({e})"
     if head[1:4] == b"\x4c\x3d\x1e": return by("a smallNORB matrix", "smallnorb", "imports its folder")
     if head[:2] == b"\0\0" and head[2:3] and head[2] in _IDX_TYPES: return by("an IDX file", "idx")
+    if head[:6] == b"\x93NUMPY": return by("an array (.npy)", "arrays --image array")
+    if path.suffix.lower() in PICTURES: return by("a picture", "folder", "imports a folder of them")
     if head[:2] == b"PK": return by(f"an .npz with {', '.join(_Arrays(path).names)}", "arrays")
     if path.suffix.startswith(".tfrecord"): return by("TFRecords", "published", "imports them")
     if head != b"\x89HDF\r\n\x1a\n": return f"not a kind that is known here: begins with {head.hex(' ')}"

@@ -22,17 +22,18 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import Noise, seeded, whole_file
+from ..core import Noise, chosen_device, device_of, seeded, whole_file
 from ..experiments.experiment import card_of, kinds, load_model, scenes_of
 from ..models.slot_frame import PLACE
-from ..scenes.format import Batch, SceneFile, Scenes
+from ..scenes.format import Batch, SceneFile, Scenes, mask_known
 from .page import check_page, one_file, packed, page_bytes, page_file, widget_script
 from ..training.metrics import Decomposition, contingency, intersection_over_union, mean_iou
 
 # %% ../../nbs/41_explorer.ipynb #p010
 class PageNoise(Noise):
     "Standard normal noise as the page draws it (`normal` of engine.js): a stream of its own for each seed."
-    def __init__(self, *seeds: int): self.state = np.array(seeds, np.uint32)[:, None]
+    def __init__(self, *seeds: int, device: str | torch.device = "cpu"):
+        self.state, self.device = np.array(seeds, np.uint32)[:, None], device
 
     def uniform(self, n: int) -> np.ndarray:
         "The next n numbers from 0 to 1 of each stream: mulberry32."
@@ -46,7 +47,7 @@ class PageNoise(Noise):
         "Noise [seeds, *shape], by the method of Box and Muller."
         u = self.uniform(2 * math.prod(shape))
         normal = np.sqrt(-2 * np.log(1 - u[:, ::2])) * np.cos(2 * np.pi * u[:, 1::2])
-        return torch.from_numpy(normal.reshape(-1, *shape)).to(dtype)
+        return torch.from_numpy(normal.reshape(-1, *shape)).to(dtype).to(self.device)
 
 # %% ../../nbs/41_explorer.ipynb #p012
 @torch.no_grad()
@@ -58,11 +59,11 @@ def tried(model: nn.Module, scenes: Scenes,
     seeds = range(starts) if page_knows(model) else (0,)  # others draw as they like: one seed for all rows
     for i in range(len(scenes)):
         batch = Batch.of(scenes[i:i + 1])
-        images = batch.image.expand(len(seeds), -1, -1, -1)
+        images = batch.image.expand(len(seeds), -1, -1, -1).to(device_of(model))
         e = model.infer(images, generator=noise_for(model, *seeds))[-1]
         best.append(_lowest(e))
-        latents.append(e.latents[best[-1]])
-        quality.append(_quality(batch.mask, e.segmentation[best[-1]][None], e.latents.shape[1]))
+        latents.append(e.latents[best[-1]].cpu())
+        quality.append(_quality(batch.mask, e.segmentation[best[-1]][None].cpu(), e.latents.shape[1]))
     return best, quality, torch.stack(latents)
 
 def _lowest(e: Decomposition) -> int:
@@ -78,11 +79,12 @@ def page_knows(model: nn.Module) -> bool:
 
 def noise_for(model: nn.Module, *seeds: int) -> Noise | torch.Generator:
     "What the page draws, for models that the page knows; else a generator, as any model takes one."
-    return PageNoise(*seeds) if page_knows(model) else seeded(*seeds)
+    kind = PageNoise if page_knows(model) else seeded
+    return kind(*seeds, device=device_of(model))
 
 # %% ../../nbs/41_explorer.ipynb #p012b
 def _quality(true: Integer[Tensor, "1 H W"] | None, found: Integer[Tensor, "1 H W"], slots: int) -> float:
-    if true is None: return 0.
+    if true is None or not mask_known(true).all(): return 0.
     table = contingency(true, found, int(true.max()) + 1, slots)
     behind = intersection_over_union(table)[0, 0].max()
     return min(mean_iou(table).item(), behind.item())
@@ -152,10 +154,11 @@ def _frame(model: nn.Module) -> dict:
     return dict(framed=kind_of(model) == "slot_frame", place=PLACE, scaled=False)
 
 # %% ../../nbs/41_explorer.ipynb #p014a
-def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16) -> Shown:
+def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16,
+          device: str = "cpu") -> Shown:
     """Weights (a name, or a .safetensors file) with the first of these scenes, or with generated ones;
     ValueError if scenes and model do not fit."""
-    (x, card), (model, _) = card_of(name), load_model(name)
+    (x, card), model = card_of(name), load_model(name)[0].to(chosen_device(device))
     scenes = example_scenes(name, count) if scenes is None else scenes[:count]
     n, h, w, c = scenes.image.shape
     if hasattr(model, "check_images"): model.check_images((c, h, w), "scenes")
@@ -182,9 +185,10 @@ class Explorer(anywidget.AnyWidget):
     models, state = traitlets.List().tag(sync=True), traitlets.Unicode().tag(sync=True)
 
     def __init__(self, model: str | Path | nn.Module = "framed_sprites",
-                 images: Scenes | SceneFile | Float[Tensor, "n C H W"] | None = None, state: str = ""):
+                 images: Scenes | SceneFile | Float[Tensor, "n C H W"] | None = None, state: str = "",
+                 device: str = "cpu"):
         if isinstance(images, Tensor): images = scenes_from(images)
-        if isinstance(model, (str, Path)): self.shown = shown(str(model), images)
+        if isinstance(model, (str, Path)): self.shown = shown(str(model), images, device=device)
         elif images is None: raise ValueError("images: a model without a card needs pictures to be shown on")
         else: self.shown = show(type(model).__name__, model.eval(), images[:24])
         super().__init__(models=[self.shown.about], state=state)
@@ -232,13 +236,14 @@ def _channels_last(v: Tensor) -> np.ndarray: return v.detach().float().cpu().mov
 @torch.no_grad()
 def _decoded(shown: Shown, z: np.ndarray) -> dict[str, np.ndarray]:
     "Means and mask logits of latents [K · D]."
-    means, mask_logits = shown.model.decode(torch.tensor(z).view(1, -1, shown.about["latent"]))
+    latents = torch.tensor(z, device=device_of(shown.model)).view(1, -1, shown.about["latent"])
+    means, mask_logits = shown.model.decode(latents)
     return {"means": _channels_last(means[0]), "maskLogits": _channels_last(mask_logits[0])}
 
 def _inferred(shown: Shown, message: dict) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
     "An inference: what is known after each iteration, with the names of engine.js."
     (c, h, w), noise = shown.about["image"], noise_for(shown.model, message.get("seed", 0))
-    image = torch.tensor(message["image"]).view(1, h, w, c).movedim(-1, 1)
+    image = torch.tensor(message["image"], device=device_of(shown.model)).view(1, h, w, c).movedim(-1, 1)
     with torch.no_grad(): found = shown.model.infer(image, generator=noise)
     for t, e in enumerate(found):
         logits = e.mask_logits if hasattr(e, "mask_logits") else e.masks.clamp_min(1e-12).log()

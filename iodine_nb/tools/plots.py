@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import book_folder, whole_file
-from ..scenes.format import Scenes
+from ..scenes.format import Scenes, mask_known
 from ..training.fit import Record
 from ..training.metrics import Decomposition
 
@@ -41,9 +41,10 @@ def pics_folder() -> Path | None:
 def save(figure: Figure, name: str, folder: Path | None = None) -> Path | None:
     """Write a figure as a PNG, whole or not at all, into a folder or, while the book is made, into `pics/`.
     In a script, where nobody looks at it, it is closed."""
-    if (folder := folder or pics_folder()) is None: return None
-    with whole_file(path := folder / f"{name}.png") as p, plt.rc_context(STYLE):
-        figure.savefig(p, format="png", metadata={"Software": None})
+    path = folder / f"{name}.png" if (folder := folder or pics_folder()) else None
+    if path:
+        with whole_file(path) as p, plt.rc_context(STYLE):
+            figure.savefig(p, format="png", metadata={"Software": None})
     if not plt.isinteractive() and "inline" not in plt.get_backend(): plt.close(figure)
     return path
 
@@ -72,15 +73,16 @@ def _grid(rows: int, columns: int, size: float, gaps: dict | None = None):
 # %% ../../nbs/86_plots.ipynb #c008
 def plot_scenes(scenes: Scenes, columns: int = 8, size: float = 1.1) -> Figure:
     "A contact sheet: pictures and the entities in them (without the masks, if there are none)."
-    masks, n = scenes.mask is not None and bool(scenes.mask.any()), len(scenes)
+    known = np.zeros(len(scenes), bool) if scenes.mask is None else mask_known(scenes.mask)
+    masks, n = bool(known.any() and scenes.mask[known].any()), len(scenes)
     with plt.rc_context(STYLE):
         figure, axes = _grid(math.ceil(n / columns) * (1 + masks), min(columns, n), size)
         for ax in axes.flat: ax.set_visible(False)
         for i in range(n):
             row, column = i // columns * (1 + masks), i % columns
             _picture(axes[row, column], torch.from_numpy(scenes.image[i] / 255).movedim(-1, 0))
-            if masks: _segments(axes[row + 1, column], torch.from_numpy(scenes.mask[i]))
-            for ax in axes[row:row + 1 + masks, column]: ax.set_visible(True)
+            if masks and known[i]: _segments(axes[row + 1, column], torch.from_numpy(scenes.mask[i]))
+            for ax in axes[row:row + 1 + bool(masks and known[i]), column]: ax.set_visible(True)
     return figure
 
 # %% ../../nbs/86_plots.ipynb #c010a

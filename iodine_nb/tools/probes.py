@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from ..core import seeded, write_json
+from ..core import chosen_device, device_of, seeded, write_json
 from ..experiments.experiment import Experiment, load_model, weights_path
 from ..scenes.format import Batch, Scenes
 from ..training.metrics import ANGLES, KINDS, TakesApart, disentanglement, matched_slots
@@ -111,13 +111,13 @@ class Found(NamedTuple):
 @torch.no_grad()
 def find_objects(model: TakesApart, scenes: Scenes, least_iou: float = .6, part: int = 16) -> Found:
     """Take generated scenes apart, and match slots with objects; a match has at least this IoU. Inference
-    draws from fixed seeds."""
-    batch, latents, rows = Batch.of(scenes), [], []
+    draws from fixed seeds, on the model's device; what is found is on the CPU."""
+    batch, device, latents, rows = Batch.of(scenes), device_of(model), [], []
     for i in range(0, len(scenes), part):
-        last = model.infer(batch.image[i:i + part], generator=seeded(i))[-1]
-        mask, entities = batch.mask[i:i + part], scenes.visibility.shape[1]
-        scene, entity, slot = matched_slots(last, mask, entities, least_iou)
-        latents.append(last.latents); rows.append(torch.stack([scene + i, entity, slot]))
+        some = batch[i:i + part].to(device)
+        last = model.infer(some.image, generator=seeded(i, device=device))[-1]
+        scene, entity, slot = matched_slots(last, some.mask, scenes.visibility.shape[1], least_iou)
+        latents.append(last.latents.cpu()); rows.append(torch.stack([scene + i, entity, slot]).cpu())
     scene, entity, slot = torch.cat(rows, 1)
     images = batch.image[scene]
     true = appearance((batch.mask[scene] == entity[:, None, None]).float(), images)
@@ -129,9 +129,9 @@ def redraw(model: TakesApart, found: Found, i: int,
            changed: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "V K H W"], Float[Tensor, "V K C H W"]]:
     "Masks and means of the i-th object's scene with these latents in its slot, the other slots as they are."
     scene, slot = found.scene[i], found.slot[i]
-    means, logits = (v.expand(len(changed), *v.shape[1:]).clone()
-                     for v in model.decode(found.latents[scene][None]))
-    own = model.decode(changed[None])
+    decode = lambda z: [v.cpu() for v in model.decode(z[None].to(device_of(model)))]
+    means, logits = (v.expand(len(changed), *v.shape[1:]).clone() for v in decode(found.latents[scene]))
+    own = decode(changed)
     means[:, slot], logits[:, slot] = own[0][0], own[1][0]
     return logits[:, :, 0].softmax(1), means
 
@@ -308,9 +308,10 @@ def probe(model: TakesApart, scenes: Scenes, objects: int = 100) -> dict:
     return {"latents": latents, "directions": {name: [round(v, 5) for v in d.tolist()]
                                                for name, d in directions.items()}}
 
-def probe_weights(name: str, scenes: int = 160, seed: int = 56) -> dict:
+def probe_weights(name: str, scenes: int = 160, seed: int = 56, device: str = "cpu") -> dict:
     "Probe weights on generated scenes, and keep what is found in their card; return it."
     model, card = load_model(name)
+    model = model.to(chosen_device(device))
     made = Experiment.from_dict(card["preset"]).generated().make(scenes, np.random.default_rng(seed))
     write_json(weights_path(name).with_suffix(".json"), card | (found := probe(model, made)))
     return found

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..core import seeded, whole_file
+from ..core import chosen_device, seeded, whole_file
 from ..experiments.experiment import card_of, load_model, scenes_of
-from ..scenes.format import Batch, SceneFile
+from ..scenes.format import Batch, SceneFile, mask_known
 from .plots import SLOT_COLOURS, STYLE, _picture, _segments
 from ..training.fit import Record
 from ..training.metrics import SCORES, Decomposition, TakesApart, segmentation_scores
@@ -91,11 +91,11 @@ def check_view(scenes: int, first: int, width: float, seed: int) -> None:
 
 # %% ../../nbs/23_own_pictures.ipynb #c105
 def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition", scenes: int = 4,
-              first: int = 0, width: float = 3.25, seed: int = 0) -> tuple[Figure, str]:
+              first: int = 0, width: float = 3.25, seed: int = 0, device: str = "cpu") -> tuple[Figure, str]:
     """A view of some scenes by these weights, and their scores in words. ValueError if the model has no
     `infer` (or no `decode`, for a traversal), or the file not so many scenes."""
     check_view(scenes, first, width, seed)
-    model, _ = load_model(weights)
+    model, device = load_model(weights)[0], chosen_device(device)
     for needed in ("infer", *["decode"] * (what == "traversal")):
         if not hasattr(model, needed):
             raise ValueError(f"{weights}: the model has no `{needed}`, so there is no {what}")
@@ -103,7 +103,8 @@ def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition",
     if first >= len(file): raise ValueError(f"first: {file.path} has {len(file)} scenes, no scene {first}")
     batch = Batch.of(file[first:first + (scenes if what == "decomposition" else 1)])
     if what == "traversal": batch = Batch.of(file[first:first + 32])  # ranges are taken from some scenes
-    with torch.no_grad(): trace = model.infer(batch.image, generator=seeded(seed))
+    batch = batch.to(device)
+    with torch.no_grad(): trace = model.to(device).infer(batch.image, generator=seeded(seed, device=device))
     if what == "decomposition": figure = decomposition_figure(batch.image, trace[-1], width)
     elif what == "iterations": figure = iterations_figure(batch.image[0], trace, width)
     else: figure = traversal_figure(model, trace[-1], width)
@@ -122,7 +123,8 @@ def said_of(weights: str | Path, where: str) -> str:
 def scores_said(batch: Batch, e: Decomposition, first: int, seed: int) -> str:
     "The scores of just these scenes, in words."
     found = {"mse": (e.reconstruction - batch.image).square().mean((1, 2, 3))}
-    if batch.mask is not None: found |= segmentation_scores(batch.mask, e.segmentation)
+    if batch.mask is not None and (known := mask_known(batch.mask)).any():
+        found |= segmentation_scores(batch.mask[known], e.segmentation[known])
     values = ", ".join(f"{SCORES[k]} {float(found[k].mean()):.4f}" for k in SCORES if k in found)
     n = len(batch.image)
     which = f"scenes {first} to {first + n - 1}" if n > 1 else f"scene {first}"

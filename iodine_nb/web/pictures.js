@@ -116,7 +116,7 @@ export async function readPicture(file, [C, H, W]) {
     throw new Error(`${file.name}: ${width} × ${height} pixels are too few; this model looks at ${W} × ${H}`);
   const scale = Math.min(width / W, height / H), w = W * scale, h = H * scale;
   const context = newCanvas(W, H).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "#fff"; context.fillRect(0, 0, W, H);
+  context.fillStyle = "#000"; context.fillRect(0, 0, W, H);  // black shows through, as in folders
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h, 0, 0, W, H);
   const { data } = context.getImageData(0, 0, W, H), out = new Float32Array(H * W * C);
