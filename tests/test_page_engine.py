@@ -266,6 +266,14 @@ def test_weights_that_the_page_cannot_run_are_refused_at_the_door(tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
+def test_of_somebody_s_own_model_the_refusal_says_what_can_show_it():
+    "The book's own kinds have no need of that."
+    class BlobSlots(torch.nn.Module): pass
+    with pytest.raises(ValueError, match=r"'BlobSlots'; in a notebook Explorer\(PATH\) shows a model of your"):
+        check_page(BlobSlots())
+    with pytest.raises(ValueError, match="is 'iterative'$"): check_page(load_model("iterative_desk")[0])
+
+
 def test_the_command_says_what_it_does(tmp_path, capsys):
     "While scenes are taken apart, not only when the page is there."
     torch.set_num_threads(1)

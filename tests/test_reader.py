@@ -71,6 +71,45 @@ def test_the_diary_has_every_dated_entry():
     assert not (lacks := {n: (told[n], dated[n]) for n in dated if told[n] < dated[n]}), lacks
 
 
+def sections(name: str) -> dict[str, list[str]]:
+    "Code of a chapter by the heading above it; '' is the head of the chapter, with its title."
+    found, here = {"": []}, ""
+    for i, cell in enumerate(cells(name)):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code": found[here].append(text)
+        elif i: found |= {here: [] for here in re.findall(r"^##? (.+)$", text, re.MULTILINE)}
+        if cell["cell_type"] == "markdown" and i:
+            here = (re.findall(r"^##? (.+)$", text, re.MULTILINE) or [here])[-1]
+    return found
+
+
+def path() -> dict[str, list[str]]:
+    "What the path of ninety minutes takes of each chapter: name -> headings."
+    text = "".join(cells("03_ninety_minutes")[0]["source"])
+    rows = re.findall(r"^\| \d+–\d+ \|.*\|(.*)\|$", text, re.MULTILINE)
+    named = lambda row: [s for s in re.findall(r"\*([^*]+)\*", row) if s != "What we found"]
+    return {re.search(r"\((\w+)\.ipynb", row)[1]: named(row) for row in rows if "ipynb" in row}
+
+
+def test_the_path_names_sections_that_exist_and_minutes_that_join():
+    text = "".join(cells("03_ninety_minutes")[0]["source"])
+    minutes = re.findall(r"^\| (\d+)–(\d+) \|", text, re.MULTILINE)
+    assert minutes[0][0] == "0" and minutes[-1][1] == "90"
+    assert all(a[1] == b[0] for a, b in zip(minutes, minutes[1:]))
+    assert {"01_first_look", "10_distributions", "12_inputs", "14_iodine"} <= path().keys()
+    lacking = {n: set(heads) - sections(n).keys() for n, heads in path().items()}
+    assert not any(lacking.values()), lacking
+
+
+def test_the_path_s_sections_of_the_mixture_run_alone():
+    parts = sections("10_distributions")
+    sources = [s for head in ("", *path()["10_distributions"]) for s in parts[head]]
+    names = {}
+    for source in sources:
+        exec(re.sub(r"^%.*$", "", source, flags=re.MULTILINE), names)
+    assert "plain_mixture" in names and "leave_one_out" in names
+
+
 def test_only_the_tests_see_a_short_version():
     "Where a costly cell does less under nbdev_test (IN_TEST), it is no exported cell, and it says so."
     short = [(p.stem, source) for p in NBS.glob("*.ipynb") for c in cells(p.stem)

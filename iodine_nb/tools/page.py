@@ -37,7 +37,8 @@ def check_page(model: nn.Module) -> str:
     kind = next((name for name, family in kinds().items() if family.model is type(model)),
                 type(model).__name__)
     if kind not in PAGE_KINDS:
-        raise ValueError(f"kind: the page's engine knows {', '.join(PAGE_KINDS)}, is {kind!r}")
+        own = "" if kind in kinds() else "; in a notebook Explorer(PATH) shows a model of your own"
+        raise ValueError(f"kind: the page's engine knows {', '.join(PAGE_KINDS)}, is {kind!r}{own}")
     for name, value in _flat(model.config.to_dict()):
         if name == "inputs" and tuple(value) != ALL_INPUTS:
             raise ValueError("model.inputs: the page's engine needs all rows of the table")
