@@ -269,7 +269,7 @@ def test_weights_that_the_page_cannot_run_are_refused_at_the_door(tmp_path, caps
 def test_of_somebody_s_own_model_the_refusal_says_what_can_show_it():
     "The book's own kinds have no need of that."
     mine = type("BlobSlots", (torch.nn.Module,), {})()
-    with pytest.raises(ValueError, match=r"'BlobSlots'; in a notebook Explorer\(PATH\) shows a model of your"):
+    with pytest.raises(ValueError, match=r"'BlobSlots'; in a notebook Explorer\(PATH\) shows a model of"):
         check_page(mine)
     with pytest.raises(ValueError, match="is 'iterative'$"): check_page(load_model("iterative_desk")[0])
 
