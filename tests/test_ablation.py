@@ -1,5 +1,6 @@
 """Ablations: what is finished is read, what is not goes on, and an end that was asked for is the end."""
 import os, signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_colour_alone_finds_most_of_the_small_tetrominoes():
     ("model.latent=+3", "latent", 3)])
 def test_a_tuple_is_written_with_commas_or_as_what_is_added_and_taken(text, field, wanted, monkeypatch):
     monkeypatch.setitem(INPUTS, "own", INPUTS["means"])
-    model = Ablation(None, TINY, {"a": arm_of(text)}).experiment("a", 0).model
+    model = Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0).model
     assert getattr(model, field) == wanted
     if "sigma" in text: assert model.sigma == .2
 
@@ -126,7 +127,7 @@ def test_a_tuple_is_written_with_commas_or_as_what_is_added_and_taken(text, fiel
     ("model.image=3,big,14", r"model.image\[1\]: must be int, is 'big'"),
     ("model.inptus=+means", "model.inptus: no such field")])
 def test_what_is_wrong_with_a_tuple_is_said(text, said):
-    with pytest.raises(ValueError, match=said): Ablation(None, TINY, {"a": arm_of(text)}).experiment("a", 0)
+    with pytest.raises(ValueError, match=said): Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0)
 
 
 def test_the_table_has_a_range_only_for_several_runs():

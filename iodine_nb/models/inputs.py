@@ -77,9 +77,9 @@ def check_inputs(names) -> tuple[str, ...]:
     for name in names:
         if name not in INPUTS: raise ValueError(f"inputs: {name!r} is not in the table: {', '.join(INPUTS)}")
         if not re.fullmatch("B [K1] ([C1P] H W|L)", shape := INPUTS[name].shape):
-            raise ValueError(f"inputs: the row {name!r} has the shape {shape!r}; it must be 'B K C H W' or, for "
-                             "what is no picture, 'B K L', with 1 for K if all slots see the same, and with 1 "
-                             "or P (coordinates) for C (the picture's channels)")
+            raise ValueError(f"inputs: the row {name!r} has the shape {shape!r}; it must be 'B K C H W', "
+                             "or 'B K L' if it is flat, with 1 for K if all slots see the same, and with "
+                             "1 or P (coordinates) for C (the picture's channels)")
     if all(INPUTS[n].flat for n in names): raise ValueError("inputs: at least one must be image-shaped")
     return tuple(n for n in INPUTS if n in names)
 
@@ -108,8 +108,8 @@ def checked(self: RefinementInputs, name: str, value, s: State) -> Tensor:
     wanted = (k if " K " in shape else 1, self.size[name], *(() if INPUTS[name].flat else (h, w)))
     found = tuple(value.shape) if isinstance(value, Tensor) else value
     if isinstance(value, Tensor) and found[1:] == wanted and found[0] in (1, b): return value
-    raise ValueError(f"inputs: the row {name!r} says {shape!r}, which is {(b, *wanted)} here, but its function "
-                     f"computed {found}")
+    raise ValueError(f"inputs: the row {name!r} says {shape!r}, which is {(b, *wanted)} here, but its "
+                     f"function computed {found}")
 
 # %% ../../nbs/12_inputs.ipynb #c011x
 @patch
