@@ -290,7 +290,7 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 
 # %% ../../nbs/21_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
-    "A model in evaluation mode and what describes it; `name`: of weights, a .safetensors file, a run's folder."
+    "A model in evaluation mode and what describes it, by the name of weights, a file or a run's folder."
     x, card = card_of(name)
     check_size(x, weights := weights_in(path := weights_path(name)), path)
     load_weights(model := build(x), weights, path)
@@ -347,7 +347,8 @@ def made_by_us(x: Experiment, about: dict) -> bool:
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
               scenes: int = 320) -> dict[str, SceneFile]:
     """The scenes that weights belong to, by what they are: those of the file `data`, if it is given; the file
-    that the JSON file beside the weights names; or generated ones, written to `folder`. ValueError if there are none."""
+    that the JSON file beside the weights names; or generated ones, written to `folder`. ValueError
+    if there are none."""
     if data: return {Path(data).name: SceneFile(data)}
     (x, card), uses = card_of(name), {"held_out": "held out", "train": "what it was trained on"}
     about = card.get("data_file", {})
