@@ -1,13 +1,15 @@
 """Ablations: what is finished is read, what is not goes on, and an end that was asked for is the end."""
 import os, signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from iodine_nb.experiments import experiment as module
-from iodine_nb.experiments.ablation import (ARMS, Ablation, by_colour, compared, final_scores, finished, run,
-                                             small, welch)
+from iodine_nb.experiments.ablation import (ARMS, Ablation, arm_of, arms_table, by_colour, compared,
+                                             final_scores, finished, run, small, welch)
+from iodine_nb.models.inputs import ALL_INPUTS, INPUTS
 from small import TINY
 
 TINY = TINY.change(training__steps=4, training__evaluate_every=2, training__evaluate_scenes=4)
@@ -97,3 +99,37 @@ def test_the_table_shows_every_run_and_the_baseline():
 def test_colour_alone_finds_most_of_the_small_tetrominoes():
     found = by_colour(small("base"), scenes=20)
     assert .6 < found["ari_fg"] < .9 and 0 < found["held_out_mse"] < .01
+
+
+@pytest.mark.parametrize("text, field, wanted", [
+    ("model.inputs=image,means", "inputs", ("image", "means")),
+    ("model.inputs=image means", "inputs", ("image", "means")),
+    ("model.inputs=('image', 'means'),model.sigma=.2", "inputs", ("image", "means")),
+    ("model.inputs=image", "inputs", ("image",)),
+    ("model.inputs=-means,-masks", "inputs", tuple(n for n in ALL_INPUTS if n not in ("means", "masks"))),
+    ("model.inputs=-means", "inputs", tuple(n for n in ALL_INPUTS if n != "means")),
+    ("model.inputs=+own", "inputs", (*ALL_INPUTS, "own")),
+    ("model.inputs=+own,-masks", "inputs", (*(n for n in ALL_INPUTS if n != "masks"), "own")),
+    ("model.image=3,16,16", "image", (3, 16, 16)),
+    ("model.image=+2,-14", "image", (3, 14, 2)),
+    ("model.latent=+3", "latent", 3)])
+def test_a_tuple_is_written_with_commas_or_as_what_is_added_and_taken(text, field, wanted, monkeypatch):
+    monkeypatch.setitem(INPUTS, "own", INPUTS["means"])
+    model = Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0).model
+    assert getattr(model, field) == wanted
+    if "sigma" in text: assert model.sigma == .2
+
+
+@pytest.mark.parametrize("text, said", [
+    ("model.inputs=True", "model.inputs: must be tuple, for example model.inputs=image,means, is True"),
+    ("model.inputs=+means", "model.inputs: 'means' is already in the base's image, means"),
+    ("model.inputs=-own", "model.inputs: 'own' is not in the base's image, means"),
+    ("model.image=3,big,14", r"model.image\[1\]: must be int, is 'big'"),
+    ("model.inptus=+means", "model.inptus: no such field")])
+def test_what_is_wrong_with_a_tuple_is_said(text, said):
+    with pytest.raises(ValueError, match=said): Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0)
+
+
+def test_the_table_has_a_range_only_for_several_runs():
+    one, three = (arms_table(small("base", seeds=seeds)) for seeds in ((0,), (0, 1, 2)))
+    assert "–" not in one and "(" not in one and three.count("–") == 3

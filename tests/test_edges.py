@@ -189,13 +189,13 @@ def test_names_from_wrappers_are_read(tmp_path, weights, wrap):
 
 def test_a_missing_card_is_said(weights):
     weights.with_suffix(".json").unlink()
-    with pytest.raises(ValueError, match="w.json: missing; weights need this file beside them, their card"):
+    with pytest.raises(ValueError, match="w.json: missing; weights need this JSON file beside them"):
         load_model(weights)
 
 
 @pytest.mark.parametrize("changes, said", [
     (dict(model__refinement__lstm=40_000), "this model has"),
-    (dict(model__image=(3, 40_000, 40_000)), "needs 52 GiB beside its weights")])
+    (dict(model__image=(3, 40_000, 40_000)), "needs 52 GiB besides its weights")])
 def test_a_card_is_compared_before_it_takes_memory(tmp_path, changes, said, monkeypatch):
     chosen = TINY.change(model__refinement__pooling="average")
     card = {"preset": chosen.change(**changes).to_dict()}

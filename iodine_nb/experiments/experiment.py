@@ -169,7 +169,7 @@ def experiment_of(config) -> Experiment:
     return Experiment.from_dict({k: config[k] for k in FIELDS if k in config})
 
 def check_tables(about: dict) -> None:
-    "ValueError unless what a record or card says of files are tables."
+    "ValueError unless what a record, or the JSON file beside weights, says of files are tables."
     for name in ("data_file", "held_out_file", "files"):
         if not isinstance(about.get(name, {}), dict):
             raise ValueError(f"{name}: must be a table of fields, is {str(about[name])[:40]}")
@@ -270,18 +270,18 @@ def weights_in(path: Path) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/21_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
-    "Write weights and, beside them, their card."
+    "Write weights and, beside them, the JSON file that describes them."
     with whole_file(path) as p: save_file(plain_tensors(model), p)
     write_json(Path(path).with_suffix(".json"), card)
 
 def card_of(name: str | Path) -> tuple[Experiment, dict]:
-    """The experiment that weights come from, and the rest of their card; ValueError names what is wrong with
-    it."""
+    """The experiment that weights come from, and all of the JSON file beside the weights; ValueError names
+    what is wrong with it."""
     if (config := Path(name) / "config.json").is_file(): return experiment_in(config)
     path = weights_path(name).with_suffix(".json")
     if not path.is_file():
-        raise ValueError(f"{path}: missing; weights need this file beside them, their card, which describes "
-                         "the model (for a run, give its folder)")
+        raise ValueError(f"{path}: missing; weights need this JSON file beside them, which describes the "
+                         "model (for a run, give its folder)")
     card = read_json(path)
     if not isinstance(card, dict) or "preset" not in card:
         raise ValueError(f"{path}: has no field 'preset', so the model cannot be built")
@@ -290,7 +290,7 @@ def card_of(name: str | Path) -> tuple[Experiment, dict]:
 
 # %% ../../nbs/21_experiment.ipynb #c017x
 def load_model(name: str | Path) -> tuple[nn.Module, dict]:
-    "A model in evaluation mode and its card, by the name of weights, a .safetensors file or a run's folder."
+    "A model in evaluation mode and what describes it, by the name of weights, a file or a run's folder."
     x, card = card_of(name)
     check_size(x, weights := weights_in(path := weights_path(name)), path)
     load_weights(model := build(x), weights, path)
@@ -303,8 +303,8 @@ def check_size(x: Experiment, weights: dict[str, torch.Tensor], path: Path) -> N
     except (NotImplementedError, RuntimeError, TypeError): return  # its constructor computes with weights
     matched(model, weights, path)
     if (size := sum(b.nbytes for b in model.buffers())) > 2**31:
-        raise ValueError(f"{path}: its card describes a model that needs {size / 2**30:.0f} GiB beside its "
-                         "weights; model.image is likely wrong")
+        raise ValueError(f"{path}: the JSON file beside it describes a model that needs "
+                         f"{size / 2**30:.0f} GiB besides its weights; model.image is likely wrong")
 
 # %% ../../nbs/21_experiment.ipynb #c018
 def begin_with(model: nn.Module, name: str | Path) -> dict:
@@ -315,7 +315,7 @@ def begin_with(model: nn.Module, name: str | Path) -> dict:
     return {"weights": name, "sha256": file_hash(path)}
 
 def export_weights(run: str | Path, path: str | Path, scores: dict | None = None) -> dict:
-    "Write the weights of a run's checkpoint with a card made from its record; return the card."
+    "Write the weights of a run's checkpoint, and a JSON file made from its record; return what is in that."
     record = Record(run)
     x, config = experiment_in(record.path / "config.json")
     tensors, header = open_tensors(record.checkpoint)
@@ -329,7 +329,7 @@ def export_weights(run: str | Path, path: str | Path, scores: dict | None = None
 
 # %% ../../nbs/21_experiment.ipynb #c0232
 def card_file(name: str | Path, card: dict, use: str) -> SceneFile | None:
-    "The file that a card names for this use (train, held_out), if it is there and is the same."
+    "The file that the JSON file beside weights names for this use (train, held_out), if it is the same."
     described = card.get({"train": "data_file"}.get(use, f"{use}_file"), {})
     if not isinstance(path := card.get("files", {}).get(use), str): return None
     for folder in (Path.cwd(), weights_path(name).parent, book_folder()):
@@ -347,7 +347,8 @@ def made_by_us(x: Experiment, about: dict) -> bool:
 def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
               scenes: int = 320) -> dict[str, SceneFile]:
     """The scenes that weights belong to, by what they are: those of the file `data`, if it is given; the file
-    that their card names; or generated ones, written to `folder`. ValueError if there are none."""
+    that the JSON file beside the weights names; or generated ones, written to `folder`. ValueError
+    if there are none."""
     if data: return {Path(data).name: SceneFile(data)}
     (x, card), uses = card_of(name), {"held_out": "held out", "train": "what it was trained on"}
     about = card.get("data_file", {})
@@ -356,5 +357,5 @@ def scenes_of(name: str | Path, folder: Path, data: str | Path | None = None,
         if file := card_file(name, card, use): return {f"{file.path.name} ({said})": file}
     if made_by_us(x, about): return held_out_files(x, folder, scenes)
     files = map(str, card.get("files", {}).values())
-    named = " or ".join(files) or about.get("name", "not named by its card")
+    named = " or ".join(files) or about.get("name", "not named in the JSON file beside it")
     raise ValueError(f"{name}: its own scenes, {named}, are not here or have changed; give a scene file")

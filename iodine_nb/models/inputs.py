@@ -6,6 +6,7 @@
 __all__ = ['INPUTS', 'ALL_INPUTS', 'State', 'Input', 'check_inputs', 'RefinementInputs']
 
 # %% ../../nbs/12_inputs.ipynb #c002
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,9 +73,13 @@ def _normalisation(channels: int, kind: str, flat: bool) -> nn.Module:
     return nn.GroupNorm(2 if flat and kind == "plain" else 1, channels, affine=kind == "affine")
 
 def check_inputs(names) -> tuple[str, ...]:
-    "The names in the table's order; ValueError names one that is not in the table."
+    "The names in the table's order; ValueError names one that is not there, or whose row is wrong."
     for name in names:
         if name not in INPUTS: raise ValueError(f"inputs: {name!r} is not in the table: {', '.join(INPUTS)}")
+        if not re.fullmatch("B [K1] ([C1P] H W|L)", shape := INPUTS[name].shape):
+            raise ValueError(f"inputs: the row {name!r} has the shape {shape!r}; it must be 'B K C H W', "
+                             "or 'B K L' if it is flat, with 1 for K if all slots see the same, and with "
+                             "1 or P (coordinates) for C (the picture's channels)")
     if all(INPUTS[n].flat for n in names): raise ValueError("inputs: at least one must be image-shaped")
     return tuple(n for n in INPUTS if n in names)
 
@@ -95,12 +100,23 @@ class RefinementInputs(nn.Module):
         self.flat = sum(s for n, s in self.size.items() if INPUTS[n].flat)
         if self.broadcast: self.channels, self.flat = self.channels + self.flat, 0
 
+# %% ../../nbs/12_inputs.ipynb #c011w
+@patch
+def checked(self: RefinementInputs, name: str, value, s: State) -> Tensor:
+    "What the row `name` computed; ValueError if its shape is not the one that the row says."
+    (b, k), (h, w), shape = s.posterior.shape[:2], s.image.shape[2:], INPUTS[name].shape
+    wanted = (k if " K " in shape else 1, self.size[name], *(() if INPUTS[name].flat else (h, w)))
+    found = tuple(value.shape) if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor) and found[1:] == wanted and found[0] in (1, b): return value
+    raise ValueError(f"inputs: the row {name!r} says {shape!r}, which is {(b, *wanted)} here, but its "
+                     f"function computed {found}")
+
 # %% ../../nbs/12_inputs.ipynb #c011x
 @patch
 def one(self: RefinementInputs, name: str, s: State) -> Tensor:
     "The input called `name`, cut and normalised as the table says: [B, K or 1, …]."
     if name == "coordinates": return self.coordinates.expand(len(s.image), 1, -1, -1, -1)
-    value = INPUTS[name].value(s)
+    value = self.checked(name, INPUTS[name].value(s), s)
     if INPUTS[name].cut: value = value.detach()
     return self.norm[name](value.flatten(0, 1)).view_as(value) if name in self.norm else value
 
