@@ -81,6 +81,30 @@ def test_where_there_is_no_terminal_every_entry_of_the_log_is_a_line(run, capsys
     assert re.search(r"MSE 0\.\d+, KL .*ARI-FG held out .*about 00:00 left", lines[-1])
 
 
+def test_old_scores_a_resume_and_the_length_of_the_fall_are_said(run, capsys):
+    line = ("train desk --data mine.h5 --held-out test.h5 --run again --training.schedule cosine "
+            f"{ARGUMENTS} --training.evaluate-every 3 --training.evaluate-scenes 4 ")
+    def said(more):
+        capsys.readouterr()
+        assert main((line + more).split()) == 0
+        return capsys.readouterr().err.splitlines()
+
+    first = said("--training.steps 6 --training.decay-steps 10")
+    assert first[0] == ("the learning rate falls over 10 steps (training.decay_steps), not over the 6 of this "
+                        "run (training.steps)")
+    logged = {s.split(" of ")[0]: s for s in first if s.startswith("step ")}
+    scored = [line["step"] for line in Record("again").log() if "ari_fg" in line]
+    for step in (2, 4, 6):
+        old = max((s for s in scored if s < step), default=None)
+        assert ("(step " in logged[f"step {step}"]) == (step not in scored and old is not None)
+        if step not in scored and old: assert f"(step {old}), MSE held out" in logged[f"step {step}"]
+    assert any(step not in scored and any(s < step for s in scored) for step in (2, 4, 6))
+    then = said("--training.steps 10 --training.decay-steps 10")
+    assert then[0] == "again: goes on from step 6 of 10" and "falls over" not in " ".join(then)
+    assert said("--training.steps 10 --training.decay-steps 10") == [
+        "again: all 10 steps are done; for more, raise training.steps"]
+
+
 @pytest.mark.parametrize("weights", ["w.safetensors", "run"])
 def test_weights_stay_with_their_own_scenes(run, weights, capsys):
     assert list(scenes_of(weights, run)) == ["test.h5 (held out)"]
