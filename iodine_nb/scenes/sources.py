@@ -485,8 +485,8 @@ def of_one_object(objects: Int[np.ndarray, "N"]) -> str:
     "A warning if at least a tenth of the scenes whose objects are known (0 or more) have exactly one."
     one, known = int((objects == 1).sum()), int((objects >= 0).sum())
     if not one or 10 * one < known: return ""
-    return (f"{one:,} of {known:,} scenes have one object, which ARI-FG cannot judge: one slot for everything "
-            "gets 1 there")
+    return (f"{one:,} of {known:,} scenes have one object, which ARI-FG cannot judge: one slot for "
+            "everything gets 1 there")
 
 # %% ../../nbs/84_sources.ipynb #06d00004
 def describe(file: SceneFile) -> str:

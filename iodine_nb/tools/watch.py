@@ -114,8 +114,7 @@ def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition",
     if first >= len(file): raise ValueError(f"first: {file.path} has {len(file)} scenes, no scene {first}")
     batch = Batch.of(file[first:first + (scenes if what == "decomposition" else 1)])
     if what == "traversal": batch = Batch.of(file[first:first + 32])  # ranges are taken from some scenes
-    batch = batch.to(device)
-    noise = _EachScene(seed, range(first, first + len(batch.image)), device)
+    batch, noise = batch.to(device), _EachScene(seed, range(first, first + len(batch.image)), device)
     with torch.no_grad(): trace = model.to(device).infer(batch.image, generator=noise)
     if what == "decomposition": figure = decomposition_figure(batch.image, trace[-1], width)
     elif what == "iterations": figure = iterations_figure(batch.image[0], trace, width)
