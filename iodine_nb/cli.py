@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 # %% ../nbs/87_cli.ipynb #19d00001
@@ -26,14 +27,15 @@ from .scenes.clevr import Look, clevr, norb_scenes
 from .scenes.format import (FITS, PUBLISHED, Generated, SceneFile, import_folder, import_published,
                                      mask_known)
 from .scenes.sources import (REMOTES, describe, fetch, import_arrays, import_idx, import_smallnorb,
-                                      other_kind)
+                                      of_one_object, other_kind)
 from .scenes.sprites import VARIANTS, multi_dsprites, single_dsprites, tetrominoes
 from .tools.explorer import Shown, shown, write_page
 from .tools.page import check_page
 from .tools.plots import plot_scenes
 from .tools.watch import RUN_PICTURES, VIEWS, check_figure, figure_of, said_of, watched, write_figure
 from .training.fit import Record, TrainingConfig, write_tensorboard
-from .training.metrics import score_table
+from .training.baselines import Clusters
+from .training.metrics import SCORES, evaluate, mean_and_spread, score_table
 
 # %% ../nbs/87_cli.ipynb #c005
 def _write(out: Path, source: Generated, scenes: int, seed: int, split: str) -> None:
@@ -319,7 +321,8 @@ def _named(words: list[str], names: dict[str, str]) -> tuple[str | None, list[st
 
 def _no_preset(word: str, near: list[str]) -> str:
     said = f"near are {', '.join(near)}; " if near else ""
-    return f"preset: there is none called {word!r}; {said}`iodine-nb presets` lists them"
+    file = f"; is it a scene file? --data {word}" if word.endswith(".h5") or Path(word).is_file() else ""
+    return f"preset: there is none called {word!r}; {said}`iodine-nb presets` lists them{file}"
 
 # %% ../nbs/87_cli.ipynb #c016c
 def train_command(words: list[str]):
@@ -393,15 +396,42 @@ def _evaluate(weights: str, data: Path | None, scenes: int, seeds: int, device: 
     "Score, and print and write the scores; only options that were asked for are handed on."
     default = {name: p.default for name, p in inspect.signature(eval_).parameters.items()}
     asked = {name: v for name, v in options.items() if v != default[name]}
-    (x, _), (model, _) = card_of(weights), load_model(weights)
+    (x, card), (model, _) = card_of(weights), load_model(weights)
     with tempfile.TemporaryDirectory() as folder:
         files = scenes_of(weights, Path(folder), data, scenes)
         model, how = model.to(chosen_device(device)), dict(seeds=range(seeds), scenes=scenes, **asked)
         scores = {where: score(x, model, file, **how) for where, file in files.items()}
         for where, file in files.items():
-            print(f"{weights} on {where}: {_count(file, scenes)}, {seeds} sampling seeds{_way(x, asked)}")
-            print(score_table(scores[where]))
+            some = f"{seeds} sampling seed" + "s" * (seeds != 1)
+            print(f"{weights} on {where}: {_count(file, scenes)}, {some}{_way(x, asked)}")
+            more = [*_recorded(card, asked), *_one_slot(file, scenes)]
+            print(score_table(scores[where]), *more, sep="\n")
     if out: write_json(out, scores if len(scores) > 1 else next(iter(scores.values())))
+
+# %% ../nbs/87_cli.ipynb #c018c
+def _recorded(card: dict, asked: dict) -> list[str]:
+    "A line with the recorded scores of this way of inference, if there are any."
+    ways = [k for k in ("descent", "iterations") if k in asked]
+    key = f"best_of_{asked.get('restarts', 1)}" + "".join(f"_{k}_{asked[k]}" for k in ways)
+    if "kl_weight" in asked: key += f"_kl_{asked['kl_weight']:g}"
+    if "by" in asked: key += f"_{asked['by']}"
+    kept = card.get("scores", {}).get(key, {}) if "slots" not in asked else {}
+    lists = {k: v for k, v in kept.items() if isinstance(v, list)} if isinstance(kept, dict) else {}
+    count = card.get("held_out_file", {}).get("scenes")
+    of = f" ({min(320, count)} scenes)" if isinstance(count, int) else ""
+    said = ", ".join(f"{SCORES.get(k, k)} {mean_and_spread(v, 4)}" for k, v in lists.items())
+    return [f"recorded: {said}{of}"] if said else []
+
+# %% ../nbs/87_cli.ipynb #c018d
+def _one_slot(file: SceneFile, scenes: int) -> list[str]:
+    "Where many scenes have one object: that ARI-FG cannot judge them, and the scores of a single slot."
+    if not file.has_masks: return []
+    some = file[:scenes]
+    objects = np.where(mask_known(some.mask), some.visibility[:, 1:].sum(1), -1)
+    if not (warning := of_one_object(objects)): return []
+    found = evaluate(Clusters(1), file, (0,), scenes=scenes)
+    said = ", ".join(f"{SCORES[k]} {v[0]:.4f}" for k, v in found.items())
+    return [warning, f"one slot for everything: {said}"]
 
 # %% ../nbs/87_cli.ipynb #c018b
 def _way(x: Experiment, asked: dict) -> str:
@@ -487,7 +517,7 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
     """Write a page in which scenes can be taken apart and their objects dragged, and open it.
 
     Args:
-        weights: a name, or the path of a .safetensors file; a few models if not said
+        weights: a name, the path of a .safetensors file, or the folder of a run; a few models if not said
         data: a scene file; without one, scenes are generated
         out: where to write the page
         browser: open it

@@ -161,7 +161,7 @@ def test_losses_are_scores_of_every_picture():
 
 def test_scores_in_words():
     assert score_table({"z": [1.], "mse": [.25, .75], "ari_fg": [1., 1.]}) == (
-        "ARI-FG   1.0000 ± 0.0000\nMSE      0.5000 ± 0.2500\nz        1.0000 ± 0.0000")
+        "ARI-FG   1.0000 ± 0.0000\nMSE      0.5000 ± 0.2500\nz        1.0000")
     assert [way_of(k) for k in ("best_of_1", "best_of_3_descent_20", "best_of_10_iterations_5_kl_0.5",
                                 "best_of_1_explanation")] == [
         "single runs", "best of 3, descent 20", "best of 10, T = 5, KL × 0.5", "best of 1, by explanation"]

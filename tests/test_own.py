@@ -2,9 +2,10 @@
 import ast, json, re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from torch import nn, zeros
+from torch import equal, nn, zeros
 
 from iodine_nb import cli
 from iodine_nb.cli import in_order, main
@@ -14,6 +15,8 @@ from iodine_nb.experiments.experiment import (card_of, experiment_with, export_w
 from iodine_nb.experiments.presets import ABOUT, about, preset, presets
 from iodine_nb.models.inputs import INPUTS, Input
 from iodine_nb.scenes.format import SceneFile
+from iodine_nb.scenes.sources import of_one_object
+from iodine_nb.tools.watch import _EachScene
 from iodine_nb.training.fit import Record, TrainingConfig, fit, loss_parameters
 from iodine_nb.training.metrics import decomposition_scores
 from small import ARGUMENTS, TINY, scenes
@@ -79,6 +82,30 @@ def test_where_there_is_no_terminal_every_entry_of_the_log_is_a_line(run, capsys
     lines = [s for s in said.err.splitlines() if s.startswith("step ")]
     assert [s.split(":")[0] for s in lines] == ["step 2 of 4", "step 4 of 4"]
     assert re.search(r"MSE 0\.\d+, KL .*ARI-FG held out .*about 00:00 left", lines[-1])
+
+
+def test_old_scores_a_resume_and_the_length_of_the_fall_are_said(run, capsys):
+    line = ("train desk --data mine.h5 --held-out test.h5 --run again --training.schedule cosine "
+            f"{ARGUMENTS} --training.evaluate-every 3 --training.evaluate-scenes 4 ")
+    def said(more):
+        capsys.readouterr()
+        assert main((line + more).split()) == 0
+        return capsys.readouterr().err.splitlines()
+
+    first = said("--training.steps 6 --training.decay-steps 10")
+    assert first[0] == ("the learning rate falls over 10 steps (training.decay_steps), not over the 6 of "
+                        "this run (training.steps)")
+    logged = {s.split(" of ")[0]: s for s in first if s.startswith("step ")}
+    scored = [line["step"] for line in Record("again").log() if "ari_fg" in line]
+    for step in (2, 4, 6):
+        old = max((s for s in scored if s < step), default=None)
+        assert ("(step " in logged[f"step {step}"]) == (step not in scored and old is not None)
+        if step not in scored and old: assert f"(step {old}), MSE held out" in logged[f"step {step}"]
+    assert any(step not in scored and any(s < step for s in scored) for step in (2, 4, 6))
+    then = said("--training.steps 10 --training.decay-steps 10")
+    assert then[0] == "again: goes on from step 6 of 10" and "falls over" not in " ".join(then)
+    assert said("--training.steps 10 --training.decay-steps 10") == [
+        "again: all 10 steps are done; for more, raise training.steps"]
 
 
 @pytest.mark.parametrize("weights", ["w.safetensors", "run"])
@@ -211,3 +238,31 @@ def test_weights_and_runs_are_begun_from_alike(run):
         assert main((line + ARGUMENTS).split()) == 0
     a, b = Record(run / "from_w").log(), Record(run / "from_r").log()
     assert a[0]["loss"] == b[0]["loss"] and SceneFile(run / "mine.h5")
+
+
+def test_eval_of_one_seed_has_no_spread_and_stands_beside_the_record(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", "w.safetensors", "--seeds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "1 sampling seed, best of 1" in said and "±" not in said.split("recorded: ")[0]
+    assert re.search(r"recorded: ARI-FG .* \(16 scenes\)", said)
+    main(["eval", "w.safetensors", "--seeds", "1", "--restarts", "2"])
+    assert "recorded" not in capsys.readouterr().out
+
+
+def test_scenes_of_one_object_are_told():
+    assert of_one_object(np.array([1, 2, 2, -1])) == (
+        "1 of 3 scenes have one object, which ARI-FG cannot judge: one slot for everything gets 1 there")
+    assert of_one_object(np.array([1] + 10 * [2])) == "" and of_one_object(np.array([-1])) == ""
+
+
+def test_a_scene_has_the_same_noise_in_every_figure():
+    few, many = (_EachScene(0, range(*r), "cpu") for r in ((1, 3), (0, 6)))
+    for _ in range(2):
+        a, b = few.draw(4, 5), many.draw(4, 5)
+        assert equal(a, b[1:3]) and not equal(b[0], b[1])
+
+
+def test_a_scene_file_in_the_place_of_a_preset_is_noticed(capsys):
+    assert main(["train", "mine.h5", "--run", "r"]) == 2
+    assert "is it a scene file? --data mine.h5" in capsys.readouterr().err

@@ -379,6 +379,7 @@ def test_a_bar_shows_what_a_person_can_judge():
     assert w({"loss": 9., "nll": 2.}, {"elbo": 1.}) == {"loss": "9", "elbo held out": "1"}
     assert w({"loss": 9.}, {"mse": .5, "ari_fg": 1., "ari": 0.}) == {
         "loss": "9", "ARI-FG held out": "1", "MSE held out": "0.5"}
+    assert w({"loss": 9.}, {"mse": .5}, 500) == {"loss": "9", "MSE held out": "0.5 (step 500)"}
 
 
 def test_the_noise_of_a_step_is_not_that_of_an_evaluation(tmp_path, data):

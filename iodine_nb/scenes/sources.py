@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMOTES', 'read_norb_matrix', 'write_norb_matrix', 'norb_name', 'norb_file', 'SmallNORB', 'read_smallnorb',
            'import_smallnorb', 'read_idx', 'import_idx', 'import_arrays', 'Remote', 'fetch', 'Statistics', 'statistics',
-           'describe', 'other_kind']
+           'of_one_object', 'describe', 'other_kind']
 
 # %% ../../nbs/84_sources.ipynb #c002
 import gzip, hashlib, math, struct, time, urllib.error, urllib.request, zipfile, zlib
@@ -480,6 +480,14 @@ def _counted(file: SceneFile, s: Statistics) -> str:
     others = f"; {len(s.objects) - len(known):,} without a mask" if len(known) < len(s.objects) else ""
     return f"{count}  (objects a scene: scenes{others})"
 
+# %% ../../nbs/84_sources.ipynb #06d00005
+def of_one_object(objects: Int[np.ndarray, "N"]) -> str:
+    "A warning if at least a tenth of the scenes whose objects are known (0 or more) have exactly one."
+    one, known = int((objects == 1).sum()), int((objects >= 0).sum())
+    if not one or 10 * one < known: return ""
+    return (f"{one:,} of {known:,} scenes have one object, which ARI-FG cannot judge: one slot for "
+            "everything gets 1 there")
+
 # %% ../../nbs/84_sources.ipynb #06d00004
 def describe(file: SceneFile) -> str:
     "A page about a scene file."
@@ -495,6 +503,7 @@ def describe(file: SceneFile) -> str:
         shown = f"{s.area.min():.2%} to {s.area.max():.1%} of the picture, median {np.median(s.area):.1%}"
         lines.append(f"  size       objects show {shown}")
     lines.append(f"  masks      {masks if file.has_masks else 'not known'}")
+    if file.has_masks and (said := of_one_object(s.objects)): lines.append(f"  scores     {said}")
     for k, v in file.file.get("factors", {}).items():
         values = f"{v[:1000].min():g} to {v[:1000].max():g}"
         lines.append(f"  factor     {k:14s}{str(list(v.shape[1:])):10s}{values}")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..core import chosen_device, seeded, whole_file
+from ..core import Noise, chosen_device, whole_file
 from ..experiments.experiment import card_of, load_model, scenes_of
 from ..scenes.format import Batch, SceneFile, mask_known
 from .plots import SLOT_COLOURS, STYLE, _picture, _segments
@@ -89,6 +89,17 @@ def check_view(scenes: int, first: int, width: float, seed: int) -> None:
         if value < least: raise ValueError(f"{name}: must be at least {least}, is {value}")
     if not .5 <= width <= 50: raise ValueError(f"width: must be from 0.5 to 50 inches, is {width:g}")
 
+# %% ../../nbs/23_own_pictures.ipynb #c105n
+class _EachScene(Noise):
+    "Noise for each scene that is a function of the seed and of the scene's number alone."
+    def __init__(self, seed: int, scenes: range, device: str):
+        one = torch.zeros(1, dtype=torch.long)
+        self.each = [Noise((seed, i), one, 1, device) for i in scenes]
+
+    def draw(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        "Noise [scenes, *shape]."
+        return torch.cat([n.draw(*shape, dtype=dtype) for n in self.each])
+
 # %% ../../nbs/23_own_pictures.ipynb #c105
 def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition", scenes: int = 4,
               first: int = 0, width: float = 3.25, seed: int = 0, device: str = "cpu") -> tuple[Figure, str]:
@@ -103,8 +114,8 @@ def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition",
     if first >= len(file): raise ValueError(f"first: {file.path} has {len(file)} scenes, no scene {first}")
     batch = Batch.of(file[first:first + (scenes if what == "decomposition" else 1)])
     if what == "traversal": batch = Batch.of(file[first:first + 32])  # ranges are taken from some scenes
-    batch = batch.to(device)
-    with torch.no_grad(): trace = model.to(device).infer(batch.image, generator=seeded(seed, device=device))
+    batch, noise = batch.to(device), _EachScene(seed, range(first, first + len(batch.image)), device)
+    with torch.no_grad(): trace = model.to(device).infer(batch.image, generator=noise)
     if what == "decomposition": figure = decomposition_figure(batch.image, trace[-1], width)
     elif what == "iterations": figure = iterations_figure(batch.image[0], trace, width)
     else: figure = traversal_figure(model, trace[-1], width)

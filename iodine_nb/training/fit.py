@@ -578,8 +578,9 @@ def bar(self: _Run, step: int, shown: bool) -> tqdm:
 @patch
 def loop(self: _Run, step: int, progress: bool) -> Record:
     "From `step` to the last, or to where somebody asks for the end."
-    c, a, self.sums, self.scores = self.config, self.accelerator, {}, {}
-    bar = self.bar(step, progress and a.is_main_process)
+    c, a, self.sums, self.scores, self.scored = self.config, self.accelerator, {}, {}, step
+    bar = self.bar(step, shown := progress and a.is_main_process)
+    for said in self.outset(step) if shown else []: bar.write(said, file=sys.stderr)
     with _Stop() as stop:
         while step < c.steps:
             terms = train_step(self.wrapped, self.loader, self.optimiser, a, c, step, self.asked,
@@ -601,12 +602,25 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
     for k, v in terms.items(): self.sums.setdefault(k, []).append(v)
     logged = step % c.log_every == 0 or last
     if logged: terms = self.log(step)
-    if self.held_out and c.scored_after(step): self.scores = self.score_held_out(step)
-    if logged: bar.set_postfix(in_words(terms, self.scores), refresh=False)
+    if self.held_out and c.scored_after(step): self.scores, self.scored = self.score_held_out(step), step
+    if logged: bar.set_postfix(self.seen(step, terms), refresh=False)
     if logged and self.lines: print(self.line(step, terms), file=sys.stderr, flush=True)
     bar.update()
     self.due = self.due or step % c.checkpoint_every == 0
     if last and not self.skipped: self.save(step)
+
+# %% ../../nbs/17_training.ipynb #c023e
+@patch
+def outset(self: _Run, step: int) -> list[str]:
+    "What is said before the first step of a call."
+    c, said = self.config, []
+    if step >= c.steps: return [f"{self.record.path}: all {c.steps} steps are done; for more, raise "
+                                "training.steps"] * (step > 0)
+    if step: said.append(f"{self.record.path}: goes on from step {step} of {c.steps}")
+    if c.schedule == "cosine" and c.decay_steps != c.steps:
+        said.append(f"the learning rate falls over {c.decay_steps} steps (training.decay_steps), not over "
+                    f"the {c.steps} of this run (training.steps)")
+    return said
 
 # %% ../../nbs/17_training.ipynb #c023d
 @patch
@@ -623,20 +637,26 @@ def save(self: _Run, step: int) -> None:
     save_checkpoint(self.record.checkpoint, self.model, self.bare, step, self.same_run)
 
 # %% ../../nbs/17_training.ipynb #c023c
-def in_words(terms: dict[str, float], scores: dict[str, float]) -> dict[str, str]:
-    "What a bar or line shows of the losses and of the scores of held-out scenes, by its name."
+def in_words(terms: dict[str, float], scores: dict[str, float], of: int | None = None) -> dict[str, str]:
+    """What a bar or line shows of the losses and of the scores of held-out scenes, by its name; `of`: the
+    step of the scores, if they are older."""
     seen = {k: terms[k] for k in ("mse", "kl") if k in terms} or {"loss": terms["loss"]}
     judged = {k: scores[k] for k in ("ari_fg", "mse") if k in scores} or scores
-    names = SCORES | {"kl": "KL"}
+    names, when = SCORES | {"kl": "KL"}, "" if of is None else f" (step {of})"
     return ({names.get(k, k): f"{v:.4g}" for k, v in seen.items()} |
-            {f"{names.get(k, k)} held out": f"{v:.4g}" for k, v in judged.items()})
+            {f"{names.get(k, k)} held out": f"{v:.4g}{when}" for k, v in judged.items()})
+
+@patch
+def seen(self: _Run, step: int, terms: dict[str, float]) -> dict[str, str]:
+    "`in_words` at this step."
+    return in_words(terms, self.scores, None if self.scored == step else self.scored)
 
 @patch
 def line(self: _Run, step: int, terms: dict[str, float]) -> str:
     "An entry of the log for the eye."
     passed = time.monotonic() - self.begun
     left = passed / (step - self.first) * (self.config.steps - step)
-    said = ", ".join(f"{k} {v}" for k, v in in_words(terms, self.scores).items())
+    said = ", ".join(f"{k} {v}" for k, v in self.seen(step, terms).items())
     return (f"step {step} of {self.config.steps}: {said}; {tqdm.format_interval(passed)} passed, "
             f"about {tqdm.format_interval(left)} left")
 

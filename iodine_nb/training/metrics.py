@@ -185,8 +185,7 @@ def _check_mean(name: str, value: float) -> None:
 def score_table(scores: dict[str, list[float]]) -> str:
     "The scores as text: mean and standard deviation over sampling seeds."
     names = [n for n in SCORES if n in scores] + [n for n in scores if n not in SCORES]
-    return "\n".join(f"{SCORES.get(n, n):8s} {np.mean(scores[n]):.4f} ± {np.std(scores[n]):.4f}"
-                     for n in names)
+    return "\n".join(f"{SCORES.get(n, n):8s} {mean_and_spread(scores[n], 4)}" for n in names)
 
 # %% ../../nbs/16_metrics.ipynb #c018
 def way_of(key: str) -> str:
