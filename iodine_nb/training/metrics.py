@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'OF_MASKS', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union',
            'match_slots', 'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'lowest', 'segmentation_scores',
-           'decomposition_scores', 'loss_scores', 'evaluate', 'score_table', 'way_of', 'mean_and_spread', 'card_table',
+           'decomposition_scores', 'loss_scores', 'evaluate', 'mean_and_spread', 'score_table', 'way_of', 'card_table',
            'matched_slots', 'object_latents', 'probe_factors', 'disentanglement']
 
 # %% ../../nbs/16_metrics.ipynb #c002
@@ -182,6 +182,11 @@ def _check_mean(name: str, value: float) -> None:
                                  "at least one of them, and a score would mean nothing")
 
 # %% ../../nbs/16_metrics.ipynb #c015
+def mean_and_spread(values: list[float], digits: int = 3) -> str:
+    "Mean ± standard deviation, which a single value has none of."
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}" + spread
+
 def score_table(scores: dict[str, list[float]]) -> str:
     "The scores as text: mean and standard deviation over sampling seeds."
     names = [n for n in SCORES if n in scores] + [n for n in scores if n not in SCORES]
@@ -194,11 +199,6 @@ def way_of(key: str) -> str:
              "_explanation": ", by explanation"}
     for part, said in words.items(): key = key.replace(part, said)
     return "single runs" if key == "best of 1" else key
-
-def mean_and_spread(values: list[float], digits: int = 3) -> str:
-    "Mean ± standard deviation, which a single value has none of."
-    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}" + spread
 
 def card_table(scores: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     "Markdown: a row for every label and way of inference, mean ± standard deviation over sampling seeds."
