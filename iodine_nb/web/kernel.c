@@ -53,20 +53,25 @@ EXPORT void convolve(const float *in, int in_row, int in_step, int in_channels,
       const float *w = weight + o * taps * in_channels;
       for (int t = 0; t < taps; t++) {
         const int moved = tap[t] * in_channels;
+        v128_t c[PLACES], d[PLACES];  // the sums of this tap: short sums of sums round less than one long sum
+        #pragma clang loop unroll(full)
+        for (int j = 0; j < PLACES; j++) c[j] = d[j] = zero;
         if (wide) for (int i = 0; i < in_channels; i++, w += 8) {
           const v128_t wa = wasm_v128_load(w), wb = wasm_v128_load(w + 4);
           #pragma clang loop unroll(full)
           for (int j = 0; j < PLACES; j++) {
             const v128_t v = wasm_v128_load32_splat(from[j] + moved + i);
-            a[j] = wasm_f32x4_add(a[j], wasm_f32x4_mul(v, wa));
-            b[j] = wasm_f32x4_add(b[j], wasm_f32x4_mul(v, wb));
+            c[j] = wasm_f32x4_add(c[j], wasm_f32x4_mul(v, wa));
+            d[j] = wasm_f32x4_add(d[j], wasm_f32x4_mul(v, wb));
           }
         } else for (int i = 0; i < in_channels; i++, w += 4) {
           const v128_t wa = wasm_v128_load(w);
           #pragma clang loop unroll(full)
           for (int j = 0; j < PLACES; j++)
-            a[j] = wasm_f32x4_add(a[j], wasm_f32x4_mul(wasm_v128_load32_splat(from[j] + moved + i), wa));
+            c[j] = wasm_f32x4_add(c[j], wasm_f32x4_mul(wasm_v128_load32_splat(from[j] + moved + i), wa));
         }
+        #pragma clang loop unroll(full)
+        for (int j = 0; j < PLACES; j++) { a[j] = wasm_f32x4_add(a[j], c[j]); b[j] = wasm_f32x4_add(b[j], d[j]); }
       }
       #pragma clang loop unroll(full)
       for (int j = 0; j < PLACES; j++) {
