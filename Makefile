@@ -11,7 +11,7 @@ export MPLBACKEND ?= module://matplotlib_inline.backend_inline
 .PHONY: demo explore test lint lab book site wheel wasm hooks clean
 demo: .venv/ready
 	$(BIN)/python tests/run_notebooks.py --fresh nbs/01_first_look.ipynb
-	@echo "The figures of these scenes, as the book shows them: pics/decomposition.png pics/iterations.png pics/training.png."
+	@echo "The figures of these scenes, as the book shows them: pics/decomposition.png pics/iterations.png pics/rooms.png pics/training.png."
 	@echo "Next: make explore; or make lab, and open nbs/01_first_look.ipynb"
 
 test: .venv/ready lint
