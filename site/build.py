@@ -28,7 +28,7 @@ PARTS = {
 
 # The page of 41_explorer: its models, and the doors to it. Of each chapter: the cell after which one
 # stands, the model, which scene (of the chapter's own if it has any), and what to say.
-EXPLORED = ("framed_sprites", "muon_clevr", "attention_tetrominoes")
+EXPLORED = ("framed_sprites", "slots_clevr", "muon_clevr", "attention_tetrominoes")
 DOORS = {
     "01_first_look": ("c006", "framed_sprites", 0,
                       "The first of these scenes, to take apart and to drag. The other four are there, too."),
@@ -194,7 +194,7 @@ def gallery() -> str:
     "A page of scenes, each of which opens the page of 41_explorer."
     lines = ["# Scenes to take apart", "", "Choose a picture. The [explorer](book/41_explorer.ipynb) opens "
              "on it, has a model take it apart while you watch, and lets you drag its objects. It runs on "
-             "your machine, in one file: the first opening loads about ten megabytes, and no picture "
+             "your machine, in one file: the first opening loads about twelve megabytes, and no picture "
              "leaves the machine."]
     for model in EXPLORED:
         record = explored(model)

@@ -16,7 +16,7 @@ from iodine_nb.tools.probes import (
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
 SLOTS = ("attention_tetrominoes", "desk", "desk_clevr", "desk_sprites", "framed_sprites", "muon_clevr",
-         "muon_sprites", "slots_tetrominoes")
+         "muon_sprites", "slots_clevr", "slots_sprites", "slots_tetrominoes")
 
 
 def scenes_of(name, n, seed):

@@ -54,7 +54,9 @@ const SEEN = [  // of an evaluation: field, words, term; how it is drawn
 ];
 const VIEWS = { composed: "Composed", picture: "Picture", masks: "Masks" };
 const WELCOME = "Drag an object; click chooses it.";  // what is said when there is nothing else to say
-const FRAMES = 7, SHOWN = 8;     // of a film strip; sliders without a name that are not folded away
+const FRAMES = 7;                // of a film strip
+const SHOWN = 8;                 // sliders without a name that are not folded away, where none has a name
+const SHOWN_OF_EACH = 3;         // sliders of one property that are not folded away
 const MOSTLY = 0.5;              // of a number's effect: below, its name is said not to be all
 const VISIBLE = 0.002;           // mean change of a picture below which a slider is folded away
 
@@ -508,11 +510,13 @@ export class Explorer {
 
   // For every number of the chosen slot: its words, its range, and the slider's element, which is made once.
   rowsOfNumbers() {
-    const named = new Map((this.model.latents ?? []).map((l) => [l.dimension, l]));
+    const latents = this.model.latents ?? [], named = new Map(latents.map((l) => [l.dimension, l]));
+    const stronger = (one) => latents.filter((l) => l.property === one.property && l.effect > one.effect).length;
     return Array.from({ length: this.D }, (_, d) => {
       const { property, effect = 0, range, sign = 0, moment, hues } = named.get(d) ?? {}, value = this.slots[this.slot].z[d];
       const [low, high] = range ?? [this.model.low[d], this.model.high[d]];
-      return { d, property, effect, sign, moment, hues, value, low: Math.min(low, value), high: Math.max(high, value) };
+      const spare = property ? stronger({ property, effect }) >= SHOWN_OF_EACH : latents.length > 0;
+      return { d, spare, property, effect, sign, moment, hues, value, low: Math.min(low, value), high: Math.max(high, value) };
     });
   }
   async drawSliders() {
@@ -536,10 +540,10 @@ export class Explorer {
     this.arrange(rows, effects, true);
     this.stale = false;
   }
-  // As PROPERTIES are ordered, the strongest first; then those without a name.
+  // As PROPERTIES are ordered, the strongest first; then those that several others outdo, or without a name.
   order(rows) {
     const place = (row) => (row.property ? Object.keys(PROPERTIES).indexOf(row.property) : 99);
-    return [...rows].sort((a, b) => place(a) - place(b) || b.effect - a.effect);
+    return [...rows].sort((a, b) => a.spare - b.spare || place(a) - place(b) || b.effect - a.effect);
   }
 
   buildSliders() {
@@ -547,7 +551,8 @@ export class Explorer {
     this.find(".sliders.named").replaceChildren();
     this.find(".folded .sliders").replaceChildren();
     this.sliders = this.rowsOfNumbers().map((row) => this.newSlider(row));
-    for (const row of this.order(this.rowsOfNumbers())) this.find(".sliders.named").append(this.sliders[row.d].element);
+    for (const { d, spare } of this.order(this.rowsOfNumbers()))
+      this.find(spare ? ".folded .sliders" : ".sliders.named").append(this.sliders[d].element);
   }
   // To the right is always more of the property: a number of which more is less is shown from high to low.
   newSlider({ d, property, effect, sign, moment, hues }) {
@@ -633,13 +638,14 @@ export class Explorer {
     element.classList.remove("stale");
     return Math.max(...frames.map((f) => f.reduce((sum, v, i) => sum + Math.abs(v - frames[FRAMES >> 1][i]), 0) / f.length));
   }
-  // Sliders that change nothing here are folded away; of those without a name also all but the strongest.
+  // Folded away are sliders that change nothing here, all but the strongest of each property, and all but the strongest
+  // of those without a name. Where some have names, spare ones begin there, and a strong one comes forth.
   arrange(rows, effects, whole = false) {
     const named = this.find(".sliders.named"), rest = this.find(".folded .sliders");
     const known = rows.filter((r) => effects[r.d] !== undefined), anyName = rows.some((r) => r.property);
     const nameless = known.filter((r) => !r.property && effects[r.d] >= VISIBLE)
       .sort((a, b) => effects[b.d] - effects[a.d]).slice(0, anyName ? 2 : SHOWN);
-    const folded = known.filter((r) => effects[r.d] < VISIBLE || (!r.property && !nameless.includes(r)));
+    const folded = known.filter((r) => effects[r.d] < VISIBLE || (r.property ? r.spare : !nameless.includes(r)));
     for (const { d } of folded) if (this.sliders[d].element.parentElement !== rest) rest.append(this.sliders[d].element);
     const isHere = ({ d }) => this.sliders[d].element.parentElement === named;
     const here = this.order(rows).filter((r) => !folded.includes(r) && (known.includes(r) || isHere(r)));
