@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 TOGETHER = {"test_browser": "browser", "test_page_engine": "browser", "test_site": "site",
-            "test_wheel": "wheel"}  # file: worker
+            "test_probes": "probes", "test_wheel": "wheel"}  # file: worker
 
 
 def pytest_collection_modifyitems(items):
