@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-TOGETHER = {"test_browser": "browser", "test_page_engine": "browser", "test_wheel": "wheel"}  # file: worker
+TOGETHER = {"test_browser": "browser", "test_page_engine": "browser", "test_site": "site",
+            "test_probes": "probes", "test_wheel": "wheel"}  # file: worker
 
 
 def pytest_collection_modifyitems(items):

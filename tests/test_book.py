@@ -9,7 +9,7 @@ from PIL import Image
 import iodine_nb
 from iodine_nb.cli import main
 from iodine_nb.scenes.format import SceneFile, save_scenes
-from iodine_nb.training.metrics import evaluate, way_of
+from iodine_nb.training.metrics import evaluate, segmentation_scores, way_of
 from iodine_nb.experiments.experiment import Experiment, experiment_of, load_model
 from iodine_nb.experiments.presets import ABOUT, preset
 from iodine_nb.scenes.sprites import tetrominoes
@@ -28,12 +28,29 @@ def test_settings_and_pyproject_agree():
             and p["license"] == "Apache-2.0")
 
 
+def first_and_best(model, batch, generator):
+    "Of three runs the first, which is what one alone would be, as it draws the same noise; and the best."
+    run, first = model.run, []
+    def noted(*args, **how):
+        found = run(*args, **how)
+        if not first: first.append(found[-1])
+        return found
+    model.run = noted
+    try: best = model.infer(batch.image, restarts=3, generator=generator)[-1]
+    finally: del model.run
+    ari = lambda e: segmentation_scores(batch.mask, e.segmentation)["ari_fg"]
+    return {"single": ari(first[0]), "best of 3": ari(best)}
+
+
 def test_desk_reaches_the_bar(tmp_path):
     save_scenes(tmp_path / "t.h5", tetrominoes(320, np.random.default_rng(31_415)), "tetrominoes", {})
-    model, _ = load_model("desk")
-    single = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2))["ari_fg"]
-    best_of_3 = evaluate(model, SceneFile(tmp_path / "t.h5"), seeds=(0, 1, 2), restarts=3)["ari_fg"]
-    assert np.mean(single) >= .88 and min(best_of_3) >= .97, (single, best_of_3)
+    model, file = load_model("desk")[0], SceneFile(tmp_path / "t.h5")
+    found = evaluate(model, file, seeds=(0, 1, 2), score=first_and_best)
+    assert np.mean(found["single"]) >= .88 and min(found["best of 3"]) >= .97, found
+    few = dict(seeds=(0,), scenes=4, batch_size=4)
+    noted = evaluate(model, file, score=first_and_best, **few)
+    for name, restarts in (("single", 1), ("best of 3", 3)):
+        assert noted[name] == evaluate(model, file, restarts=restarts, **few)["ari_fg"], name
 
 
 SHOWN = ("desk", "framed_sprites", "muon_clevr")

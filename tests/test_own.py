@@ -1,5 +1,5 @@
 """The way from a folder of pictures to a figure, from a question to a table, and from a class to weights."""
-import ast, json, re
+import ast, json, re, shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,23 @@ def test_every_preset_has_a_line(capsys):
     assert not ABOUT.keys() - presets().keys() and "37 minutes" in about("desk_start")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     "A run of a tiny model on a file, with a file that is held out, and its weights."
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, seed in (("mine", 0), ("test", 1)): scenes(folder / f"{name}.h5", seed)
+        line = "train desk --data mine.h5 --held-out test.h5 --run run --weights w.safetensors "
+        assert main((line + "--training.steps 6 " + ARGUMENTS).split()) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    "A copy of that for each test, which may change it; the working directory is there."
     monkeypatch.chdir(tmp_path)
-    for name, seed in (("mine", 0), ("test", 1)): scenes(tmp_path / f"{name}.h5", seed)
-    line = "train desk --data mine.h5 --held-out test.h5 --run run --weights w.safetensors "
-    assert main((line + "--training.steps 6 " + ARGUMENTS).split()) == 0
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -31,6 +31,12 @@ def finished(process):
     assert process.returncode == 0, out
 
 
+def children_of(pid):
+    "The processes that one has started: those of torchrun have sessions of their own and outlive its group."
+    return [int(n) for n in subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True,
+                                           text=True).stdout.split()]
+
+
 def test_two_processes_equal_one_and_resume_as_one(tmp_path, data):
     finished(job(2, tmp_path / "two", data, 6))
     one = train(tmp_path / "one", data, 6, held_out=data)
@@ -82,12 +88,11 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, data):
         while not (tmp_path / "run/checkpoint.safetensors").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(.05)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True,
-                                  text=True).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(children_of(process.pid)[-1], signal.SIGKILL)
         out = process.communicate(timeout=60)[0]
     finally:
-        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            for pid in (*children_of(process.pid), process.pid): os.kill(pid, signal.SIGKILL)
     assert process.returncode != 0 and "SIGKILL" in out
     reached = int(Record(tmp_path / "run").log()[-1]["step"])
     record = train(tmp_path / "run", data, reached + 30)
