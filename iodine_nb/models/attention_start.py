@@ -97,7 +97,8 @@ _long = _training.change(steps=20_000, batch_size=16, warmup=1_000, decay_steps=
 
 # %% ../../nbs/71_attention_start.ipynb #a71d0006
 _own = _tetrominoes.change(
-    image=(3, 28, 28), slots=5, decoder__channels=(32, 32, 32, 32), refinement__channels=(32, 32, 32),
+    image=(3, 28, 28), slots=5, sigma=.1, decoder__channels=(32, 32, 32, 32),
+    refinement__channels=(32, 32, 32),
     refinement__mlp=(128,), refinement__lstm=64, attention__channels=(32, 32, 32, 32),
     attention__strides=(2, 1, 1, 1))
 _quick = _training.change(
