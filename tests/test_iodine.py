@@ -7,7 +7,8 @@ from iodine_nb.core import Noise, seeded
 from iodine_nb.scenes.format import Batch
 from iodine_nb.models.decoder import DecoderConfig
 from iodine_nb.models.inputs import INPUTS
-from iodine_nb.models.iodine import accumulated, IODINE, IODINEConfig, loss_weights, unrolled
+from iodine_nb.models.iodine import (accumulated, IODINE, IODINEConfig, join_evaluations, loss_weights,
+                                     unrolled)
 from iodine_nb.models.slot_frame import SlotFrameConfig, SlotFrameIODINE
 from iodine_nb.models.refinement import RefinementConfig
 
@@ -288,3 +289,26 @@ def test_means_are_bounded_only_where_that_is_asked_for():
     z = torch.randn(2, 2, 3, generator=seeded(0), dtype=torch.float64)
     (means, logits), (between, same) = free.decode(z), bounded.decode(z)
     assert torch.equal(between, means.sigmoid()) and torch.equal(logits, same) and means.min() < 0
+
+
+def test_evaluations_are_cut_and_joined_by_the_image():
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    e = model.infer(torch.rand(3, 3, 6, 6, generator=seeded(1), dtype=torch.float64), generator=seeded(2))[-1]
+    last, first = e.rows(slice(2, 3)), e.rows(slice(0, 2))
+    assert torch.equal(last.mixture.log_masks, e.mixture.log_masks[2:]) and len(first.loss) == 2
+    joined = join_evaluations([last, first])
+    assert type(joined) is type(e) and joined.latents.shape == e.latents.shape
+    for of in (lambda v: v.loss, lambda v: v.latents, lambda v: v.mixture.log_joint, lambda v: v.masks):
+        assert torch.equal(of(joined), of(e)[[2, 0, 1]])
+
+
+def test_the_defaults_are_those_that_the_records_leave_unsaid():
+    "CLEVR6 as it was published; a record that does not name a field means these values."
+    c = IODINEConfig()
+    assert (c.image, c.slots, c.latent, c.iterations) == ((3, 128, 128), 7, 64, 5)
+    assert (c.sigma, c.prior_variance, c.kl_weight, c.start_variance) == (.1, 1., 1., 1.)
+    assert (c.likelihood, c.mixture, c.means, c.variance) == ("gaussian", "joint", "unbounded", "softplus")
+    assert (c.start, c.weights, c.gradients, c.flat_inputs) == ("shared", "linear", "exact", "joined")
+    assert (c.coordinates, c.normalisation, c.mask_gradient) == ("linear", "affine", "logits")
+    assert c.inputs == tuple(INPUTS)
