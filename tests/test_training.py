@@ -426,15 +426,27 @@ def test_who_wants_no_progress_is_told_nothing(tmp_path, data, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+class Terminal(io.StringIO):
+    def isatty(self): return True
+
+
 def test_in_a_terminal_a_bar_is_full_at_the_end_and_leaves_its_line(tmp_path, data, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self): return True
     model, config = mean_of_pictures()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     fit(model, data, config.change(log_every=1), tmp_path / "a")
     said = terminal.getvalue()
     assert said.endswith("\n") and "a: 100%" in said and "4/4" in said and "loss=" in said
     assert "step 4 of 4" not in said  # which is for where there is no terminal
+
+
+def test_where_a_run_breaks_down_what_is_said_of_it_begins_a_line(tmp_path, data, monkeypatch):
+    model, config = mean_of_pictures()
+    model.loss = lambda batch: {"loss": model.mean.sum() * torch.nan}
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with pytest.raises(FloatingPointError) as found:  # what is caught keeps the bar
+        fit(model, data, config.change(steps=40), tmp_path / "a")
+    assert "20 steps in a row" in str(found.value)
+    assert "/40" in terminal.getvalue() and terminal.getvalue().endswith("\n")
 
 
 def test_a_folder_is_held_by_one_and_what_a_kill_left_in_it_goes(tmp_path):
