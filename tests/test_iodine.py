@@ -97,6 +97,22 @@ def test_backward_hands_out_the_gradients(mode):
         assert (a is None and p.grad is None) or torch.allclose(a, 3 * p.grad, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mode, cuts", [("exact", {}), ("truncated", dict(cut_decoder=True)),
+                                        ("detached", dict(cut_posterior=True))])
+def test_a_mode_of_gradients_cuts_what_it_says(mode, cuts):
+    "Truncated: past decodings carry no gradient; detached: nor does the λ that f_φ is shown."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=3, gradients=mode, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=4, mlp=(4,))))
+    images, generator = draws(model, model.config)[0], seeded(4)
+    noise = [model.noise(2, 2, generator) for _ in range(4)]
+    found = torch.autograd.grad(model.loss(Batch(images), generator=seeded(4))["loss"], model.parameters())
+    grads = lambda how: torch.autograd.grad(unrolled(model, images, model.start(2, 2, None), noise,
+                                                     loss_weights(3), **how)[0], model.parameters())
+    far = lambda a, b: max(((x - y).norm() / y.norm().clamp_min(1e-6)).item() for x, y in zip(a, b))
+    others = [{}, dict(cut_decoder=True), dict(cut_posterior=True)]
+    assert [far(found, grads(how)) < 1e-7 for how in others] == [how == cuts for how in others]
+
+
 def test_exact_gradients_against_finite_differences():
     "With the five inputs left out there is nothing to cut, so `exact` is the true gradient of the loss."
     free = tuple(n for n, i in INPUTS.items() if not i.cut)

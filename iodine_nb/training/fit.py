@@ -613,8 +613,8 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
 def outset(self: _Run, step: int) -> list[str]:
     "What is said before the first step of a call."
     c, said = self.config, []
-    if step >= c.steps: return [f"{self.record.path}: all {c.steps} steps are done; for more, raise "
-                                "training.steps"] * (step > 0)
+    if step >= c.steps:
+        return [f"{self.record.path}: all {c.steps} steps are done; for more, raise training.steps"]
     if step: said.append(f"{self.record.path}: goes on from step {step} of {c.steps}")
     if c.schedule == "cosine" and c.decay_steps != c.steps:
         said.append(f"the learning rate falls over {c.decay_steps} steps (training.decay_steps), not over "
