@@ -317,6 +317,7 @@ def test_evaluations_are_cut_and_joined_by_the_image():
     assert type(joined) is type(e) and joined.latents.shape == e.latents.shape
     for of in (lambda v: v.loss, lambda v: v.latents, lambda v: v.mixture.log_joint, lambda v: v.masks):
         assert torch.equal(of(joined), of(e)[[2, 0, 1]])
+        assert torch.equal(of(join_evaluations([e])), of(e))  # and one part is what it was
 
 
 def test_the_defaults_are_those_that_the_records_leave_unsaid():
