@@ -14,6 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+# %% ../nbs/87_cli.ipynb #87a0c003
+def _stopped(kind, error, trace):
+    "Ctrl+C during the imports that follow, which take seconds: the command ends in a line, as it does later."
+    if kind is not KeyboardInterrupt: return sys.__excepthook__(kind, error, trace)
+    print("iodine-nb: stopped", file=sys.stderr)
+    raise SystemExit(130)
+
+if Path(sys.argv[0]).name.startswith("iodine-nb"): sys.excepthook = _stopped
+
+# %% ../nbs/87_cli.ipynb #87a0c004
 import numpy as np
 import tyro
 

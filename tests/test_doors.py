@@ -120,6 +120,15 @@ def test_too_little_memory_and_ctrl_c_end_any_command_in_a_line(tmp_path, monkey
         assert said in capsys.readouterr().err
 
 
+def test_ctrl_c_while_the_command_is_still_imported_ends_in_the_same_line(tmp_path):
+    "What it needs takes seconds to import; here, a first part of it during which somebody gives up."
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    command = Path(sys.executable).parent / "iodine-nb"
+    found = subprocess.run([command, "presets"], env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                           capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "iodine-nb: stopped\n")
+
+
 def test_a_field_that_tyro_refuses_is_named_as_the_person_wrote_it(tmp_path, capsys):
     with pytest.raises(SystemExit) as e: main(f"data clevr --out {tmp_path}/a.h5 --look.size 0 0".split())
     said = capsys.readouterr().err

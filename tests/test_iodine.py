@@ -7,7 +7,8 @@ from iodine_nb.core import Noise, seeded
 from iodine_nb.scenes.format import Batch
 from iodine_nb.models.decoder import DecoderConfig
 from iodine_nb.models.inputs import INPUTS
-from iodine_nb.models.iodine import accumulated, IODINE, IODINEConfig, loss_weights, unrolled
+from iodine_nb.models.iodine import (accumulated, IODINE, IODINEConfig, join_evaluations, loss_weights,
+                                     unrolled)
 from iodine_nb.models.slot_frame import SlotFrameConfig, SlotFrameIODINE
 from iodine_nb.models.refinement import RefinementConfig
 
@@ -94,6 +95,22 @@ def test_backward_hands_out_the_gradients(mode):
     model.loss(batch, generator=seeded(1))["loss"].backward()
     for a, p in zip(tripled, model.parameters()):
         assert (a is None and p.grad is None) or torch.allclose(a, 3 * p.grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode, cuts", [("exact", {}), ("truncated", dict(cut_decoder=True)),
+                                        ("detached", dict(cut_posterior=True))])
+def test_a_mode_of_gradients_cuts_what_it_says(mode, cuts):
+    "Truncated: past decodings carry no gradient; detached: nor does the λ that f_φ is shown."
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=3, gradients=mode, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=4, mlp=(4,))))
+    images, generator = draws(model, model.config)[0], seeded(4)
+    noise = [model.noise(2, 2, generator) for _ in range(4)]
+    found = torch.autograd.grad(model.loss(Batch(images), generator=seeded(4))["loss"], model.parameters())
+    grads = lambda how: torch.autograd.grad(unrolled(model, images, model.start(2, 2, None), noise,
+                                                     loss_weights(3), **how)[0], model.parameters())
+    far = lambda a, b: max(((x - y).norm() / y.norm().clamp_min(1e-6)).item() for x, y in zip(a, b))
+    others = [{}, dict(cut_decoder=True), dict(cut_posterior=True)]
+    assert [far(found, grads(how)) < 1e-7 for how in others] == [how == cuts for how in others]
 
 
 def test_exact_gradients_against_finite_differences():
@@ -288,3 +305,27 @@ def test_means_are_bounded_only_where_that_is_asked_for():
     z = torch.randn(2, 2, 3, generator=seeded(0), dtype=torch.float64)
     (means, logits), (between, same) = free.decode(z), bounded.decode(z)
     assert torch.equal(between, means.sigmoid()) and torch.equal(logits, same) and means.min() < 0
+
+
+def test_evaluations_are_cut_and_joined_by_the_image():
+    model = build(IODINEConfig((3, 6, 6), 2, 3, iterations=1, decoder=DecoderConfig((4,), 3),
+                               refinement=RefinementConfig((4,), lstm=0, mlp=())))
+    e = model.infer(torch.rand(3, 3, 6, 6, generator=seeded(1), dtype=torch.float64), generator=seeded(2))[-1]
+    last, first = e.rows(slice(2, 3)), e.rows(slice(0, 2))
+    assert torch.equal(last.mixture.log_masks, e.mixture.log_masks[2:]) and len(first.loss) == 2
+    joined = join_evaluations([last, first])
+    assert type(joined) is type(e) and joined.latents.shape == e.latents.shape
+    for of in (lambda v: v.loss, lambda v: v.latents, lambda v: v.mixture.log_joint, lambda v: v.masks):
+        assert torch.equal(of(joined), of(e)[[2, 0, 1]])
+        assert torch.equal(of(join_evaluations([e])), of(e))  # and one part is what it was
+
+
+def test_the_defaults_are_those_that_the_records_leave_unsaid():
+    "CLEVR6 as it was published; a record that does not name a field means these values."
+    c = IODINEConfig()
+    assert (c.image, c.slots, c.latent, c.iterations) == ((3, 128, 128), 7, 64, 5)
+    assert (c.sigma, c.prior_variance, c.kl_weight, c.start_variance) == (.1, 1., 1., 1.)
+    assert (c.likelihood, c.mixture, c.means, c.variance) == ("gaussian", "joint", "unbounded", "softplus")
+    assert (c.start, c.weights, c.gradients, c.flat_inputs) == ("shared", "linear", "exact", "joined")
+    assert (c.coordinates, c.normalisation, c.mask_gradient) == ("linear", "affine", "logits")
+    assert c.inputs == tuple(INPUTS)

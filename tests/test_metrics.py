@@ -229,3 +229,49 @@ def test_disentanglement_by_hand():
                                            round(1 - share(.2, .8) / 2, 6))
     assert found([[1.], [0.], [0.]])[1] == 1. and found([[1.], [1.], [1.]])[1] == 0.
     assert found([[2., 2.]])[1] == 1.
+
+
+def test_by_default_the_first_scenes_are_scored_in_parts_with_three_seeds(tmp_path):
+    "The noise of a scene follows from its part and its place in it, so the sizes of parts belong to a score."
+    save_scenes(tmp_path / "x.h5", tetrominoes(321, np.random.default_rng(0), cell=1), "t", {})
+    file, seen = SceneFile(tmp_path / "x.h5"), []
+    def score(model, batch, generator):
+        seen.append((len(batch), generator.draw(1).sum().item()))
+        return {"mse": batch.image.mean((1, 2, 3))}
+    found = evaluate(None, file, score=score)
+    assert [n for n, _ in seen] == [64] * 15 and len(found["mse"]) == 3
+    again = evaluate(None, file, (0, 1, 2), 64, 320, score=score)
+    assert again == found and seen[:15] == seen[15:] and len(set(seen)) == 15
+
+
+def test_a_model_looks_at_the_file_before_it_is_scored(tmp_path):
+    save_scenes(tmp_path / "x.h5", tetrominoes(2, np.random.default_rng(0), cell=2), "t", {})
+    class Picky(Clusters):
+        def check_images(self, shape, name): raise ValueError(f"{name}: {shape} is not for me")
+        def infer(self, *_, **__): raise AssertionError
+    with pytest.raises(ValueError, match=r"x.h5: \(3, 14, 14\) is not for me"):
+        evaluate(Picky(1), SceneFile(tmp_path / "x.h5"))
+
+
+def test_the_first_slot_is_one_that_an_object_may_have():
+    e = SimpleNamespace(segmentation=torch.tensor([[[2, 0], [2, 1]]]), masks=torch.zeros(1, 3, 1, 2, 2),
+                        means=None, reconstruction=None, latents=None)
+    assert [v.tolist() for v in matched_slots(e, torch.tensor([[[0, 1], [0, 2]]]), 3)] == [
+        [0, 0], [1, 2], [0, 1]]
+
+
+def test_angles_are_read_as_places_on_a_circle():
+    "In degrees, and in steps of twenty degrees: the end of a turn is where it began."
+    turn = 2 * np.pi * np.random.default_rng(0).uniform(size=30)
+    factors = {"rotation": turn * 180 / np.pi, "azimuth": turn * 9 / np.pi}
+    scores, *_ = probe_factors(np.stack([np.cos(turn), np.sin(turn)], 1), factors)
+    assert set(scores) == {f"{k} {part}" for k in factors for part in ("cos", "sin")}
+    for k, v in scores.items(): assert v["linear"] > .99, k
+
+
+def test_probes_are_judged_on_vectors_that_they_have_not_seen():
+    "So where vectors say nothing, the score says so; on what it was fitted to a forest would look good."
+    rng = np.random.default_rng(0)
+    factors = {"x": rng.normal(size=120), "shape": rng.integers(0, 2, 120)}
+    scores, *_ = probe_factors(rng.normal(size=(120, 3)), factors)
+    assert scores["x"]["forest"] < .2 and scores["x"]["linear"] < .2 and scores["shape"]["forest"] < .7

@@ -1,5 +1,5 @@
 """Runs: resume against an uninterrupted run, refusals, records; in seconds, on tiny scenes."""
-import gc, inspect, json, os, resource, signal, weakref
+import gc, inspect, io, json, os, resource, signal, sys, weakref
 from types import SimpleNamespace
 
 import pytest
@@ -392,3 +392,107 @@ def test_the_noise_of_a_step_is_not_that_of_an_evaluation(tmp_path, data):
     whole = draw(config)
     assert not torch.equal(whole, Noise((3, 2), torch.arange(4), 4).draw(5))
     assert torch.equal(draw(config.change(accumulate=2)), whole[[0, 2, 1, 3]])
+
+
+def mean_of_pictures():
+    "A model of one picture, whose steps take a millisecond."
+    class Mean(torch.nn.Module):
+        compiled = ("part", "function")
+        def __init__(self):
+            super().__init__()
+            self.mean, self.part = torch.nn.Parameter(torch.zeros(3, 14, 14)), torch.nn.Identity()
+        def function(self, image): return image
+        def loss(self, batch):
+            return {"loss": (self.part(self.function(batch.image)) - self.mean).abs().mean()}
+    return Mean(), TINY.training.change(steps=4, schedules={})
+
+
+def test_held_out_scenes_are_scored_as_a_model_is_used_and_then_training_goes_on(tmp_path, data):
+    "Dropout and batch statistics are off in scoring, and on in every step."
+    (model, config), modes = mean_of_pictures(), []
+    def score(model, batch, generator):
+        modes.append(model.training)
+        return {"mse": batch.image.mean((1, 2, 3))}
+    loss = model.loss
+    model.loss = lambda batch: modes.append(model.training) or loss(batch)
+    config = config.change(evaluate_every=2, log_every=2)
+    fit(model, data, config, tmp_path / "a", data, score, progress=False)
+    assert modes == [False, True, True, False, True, True, False] and model.training
+
+
+def test_who_wants_no_progress_is_told_nothing(tmp_path, data, capsys):
+    model, config = mean_of_pictures()
+    for steps in (2, 4): fit(model, data, config.change(steps=steps), tmp_path / "a", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self): return True
+
+
+def test_in_a_terminal_a_bar_is_full_at_the_end_and_leaves_its_line(tmp_path, data, monkeypatch):
+    model, config = mean_of_pictures()
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    fit(model, data, config.change(log_every=1), tmp_path / "a")
+    said = terminal.getvalue()
+    assert said.endswith("\n") and "a: 100%" in said and "4/4" in said and "loss=" in said
+    assert "step 4 of 4" not in said  # which is for where there is no terminal
+
+
+def test_where_a_run_breaks_down_what_is_said_of_it_begins_a_line(tmp_path, data, monkeypatch):
+    model, config = mean_of_pictures()
+    model.loss = lambda batch: {"loss": model.mean.sum() * torch.nan}
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with pytest.raises(FloatingPointError) as found:  # what is caught keeps the bar
+        fit(model, data, config.change(steps=40), tmp_path / "a")
+    assert "20 steps in a row" in str(found.value)
+    assert "/40" in terminal.getvalue() and terminal.getvalue().endswith("\n")
+
+
+def test_a_folder_is_held_by_one_and_what_a_kill_left_in_it_goes(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with training.alone_in(folder):
+        (folder / ".log.jsonl.1.part").touch()
+        with pytest.raises(ValueError, match="a: another process is training in this folder"):
+            with training.alone_in(folder): raise AssertionError
+        assert (folder / ".log.jsonl.1.part").exists()  # it is the other's
+    with training.alone_in(folder): assert [f.name for f in folder.iterdir()] == [".lock"]
+    assert not list(folder.iterdir())
+
+
+def test_a_record_makes_its_folder_when_it_has_a_line(tmp_path):
+    record = Record(tmp_path / "runs" / "a")
+    for step in (1, 2): record.append({"step": step})
+    assert record.log() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_a_model_names_is_compiled_where_that_is_asked_for(tmp_path, data, monkeypatch, asked):
+    (model, config), found = mean_of_pictures(), []
+    monkeypatch.setattr(torch, "compile", lambda part: found.append(part) or part)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: found.append(self))
+    with torch._dynamo.config.patch(suppress_errors=False):
+        fit(model, data, config.change(steps=1, compile=asked), tmp_path / "a", progress=False)
+        assert torch._dynamo.config.suppress_errors == asked  # what cannot be compiled runs as it is
+    assert found == ([model.part, model.function] if asked else [])
+
+
+def test_the_record_has_the_training_that_ran_whatever_else_it_is_told(tmp_path, data):
+    model, config = mean_of_pictures()
+    about = {"name": "mine", "training": {"steps": 99}, "data_file": "another"}
+    record = fit(model, data, config, tmp_path / "a", describe=about, progress=False)
+    found = json.loads((record.path / "config.json").read_text())
+    assert found["name"] == "mine" and found["training"] == json.loads(json.dumps(config.to_dict()))
+    assert found["data_file"]["name"] == "tetrominoes"
+
+
+def test_a_score_that_breaks_is_told_with_what_broke_it(tmp_path, data):
+    model, config = mean_of_pictures()
+    def broken(model, batch, generator): return {"mse": batch.image + "one"}
+    with pytest.raises(ValueError, match="score: broken does not go .* ended with TypeError"):
+        fit(model, data, config, tmp_path / "a", data, broken, progress=False)
+    model.infer = lambda images, generator: images.nothing
+    with pytest.raises(ValueError, match="ended with AttributeError: .*nothing"):
+        fit(model, data, config, tmp_path / "a", data, lambda model, batch, generator: model.infer(
+            batch.image, generator), progress=False)
+    assert not (tmp_path / "a").exists()

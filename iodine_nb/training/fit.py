@@ -581,7 +581,7 @@ def loop(self: _Run, step: int, progress: bool) -> Record:
     c, a, self.sums, self.scores, self.scored = self.config, self.accelerator, {}, {}, step
     bar = self.bar(step, shown := progress and a.is_main_process)
     for said in self.outset(step) if shown else []: bar.write(said, file=sys.stderr)
-    with _Stop() as stop:
+    with contextlib.closing(bar), _Stop() as stop:  # or an error's line would begin behind the bar
         while step < c.steps:
             terms = train_step(self.wrapped, self.loader, self.optimiser, a, c, step, self.asked,
                                lambda: self.due and self.save(step))
@@ -589,7 +589,6 @@ def loop(self: _Run, step: int, progress: bool) -> Record:
             if self.skipped == 20: raise FloatingPointError(self.not_finite(step))
             self.after(step, terms, bar)
             if step < c.steps and stop.everywhere(a): self.end_early(step, bar); break
-    bar.close()
     a.wait_for_everyone()  # or another process could go on before the checkpoint is written
     atexit.register(a.state.destroy_process_group)  # a thread of it that outlives Python aborts
     return self.record
@@ -614,8 +613,8 @@ def after(self: _Run, step: int, terms: dict[str, float], bar) -> None:
 def outset(self: _Run, step: int) -> list[str]:
     "What is said before the first step of a call."
     c, said = self.config, []
-    if step >= c.steps: return [f"{self.record.path}: all {c.steps} steps are done; for more, raise "
-                                "training.steps"] * (step > 0)
+    if step >= c.steps:
+        return [f"{self.record.path}: all {c.steps} steps are done; for more, raise training.steps"]
     if step: said.append(f"{self.record.path}: goes on from step {step} of {c.steps}")
     if c.schedule == "cosine" and c.decay_steps != c.steps:
         said.append(f"the learning rate falls over {c.decay_steps} steps (training.decay_steps), not over "
