@@ -270,7 +270,7 @@ def train(preset: Experiment, run: Path, data: Path | None = None, held_out: Pat
         data: the scene file to train on; without one, scenes are generated
         held_out: a scene file to score now and then
         initial: weights to begin with instead of random ones, by name or path; those of the same networks
-        weights: where to write the weights at the end (a .safetensors file, its card beside it)
+        weights: where to write the weights at the end (a .safetensors file; a .json file beside it)
     """
     _train(preset, run, SceneFile(data) if data else None, SceneFile(held_out) if held_out else None, initial,
            weights)
