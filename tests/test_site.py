@@ -213,7 +213,7 @@ def test_pictures_of_the_gallery_open_the_explorer(site, browser):
         page.goto((site / "gallery.html").as_uri())
         assert page.evaluate("[...document.querySelectorAll('.scene img')].every((i) => i.naturalWidth > 30)")
         pictures = page.locator("div.scenes a.scene").all()
-        assert len(pictures) == 63
+        assert len(pictures) == 82
         pictures[i].click()
         assert explored(page.main_frame) == scene
     assert not asked and not complaints, (asked, complaints)
