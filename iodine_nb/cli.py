@@ -288,6 +288,8 @@ def _train(x: Experiment, run: Path, file: SceneFile | None, test: SceneFile | N
     experiment.train(x, run, file, test, initial)
     if not weights: return
     export_weights(run, weights)
+    if (step := Record(run).log()[-1]["step"]) < x.training.steps:
+        print(f"{weights} holds the weights of step {step}, which are not the end's", flush=True)
     if test: export_weights(run, weights, {"best_of_1": score(x, load_model(weights)[0], test)})
 
 # %% ../nbs/87_cli.ipynb #c0162
@@ -297,8 +299,10 @@ def _say_what(x: Experiment, file: SceneFile | None, test: SceneFile | None, run
         slots = f", {x.model.slots} slots" if hasattr(x.model, "slots") else ""
         print(f"{x.name or x.kind}: {len(file)} pictures of {'×'.join(map(str, file.shape))}{slots}, "
               f"{x.training.steps} steps; iodine-nb watch {run} shows how it goes", flush=True)
-    if file and slots and not file.has_masks:
-        print("there are no masks to count objects by; if that is not the right number of slots, give "
+    named = x.name in {"own", *presets()}
+    usual = preset(x.name).model if named else family_of(x.kind).config()
+    if file and slots and not file.has_masks and x.model.slots == usual.slots:
+        print(f"{file.path} has no masks to count objects by, so {x.model.slots} slots are assumed; give "
               "--model.slots (the most objects in a picture, one for the background, one to spare)",
               flush=True)
     if file and not test: print("no --held-out, so there will be no scores of other pictures", flush=True)
@@ -528,7 +532,7 @@ def explore(weights: tyro.conf.Positional[str] = "", data: tyro.conf.Positional[
 
     Args:
         weights: a name, the path of a .safetensors file, or the folder of a run; a few models if not said
-        data: a scene file; without one, scenes are generated
+        data: a scene file; without one, that of the weights, or scenes are generated
         out: where to write the page
         browser: open it
         device: takes apart the scenes that it opens with: cpu, cuda, cuda:1 or mps; the fastest if not said

@@ -276,3 +276,18 @@ def test_a_scene_has_the_same_noise_in_every_figure():
 def test_a_scene_file_in_the_place_of_a_preset_is_noticed(capsys):
     assert main(["train", "mine.h5", "--run", "r"]) == 2
     assert "is it a scene file? --data mine.h5" in capsys.readouterr().err
+
+
+def test_slots_are_asked_for_only_if_nobody_said_them(tmp_path, capsys):
+    "Without masks their number is a guess, which is named; with the option it is none."
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for i in range(4): Image.fromarray(np.full((28, 28, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    assert main(["data", "folder", str(folder), "--out", str(tmp_path / "bare.h5")]) == 0
+    capsys.readouterr()
+    file = SceneFile(tmp_path / "bare.h5")
+    x = fitted(preset("own"), file)
+    cli._say_what(x, file, None, tmp_path)
+    assert f"{file.path} has no masks to count objects by, so 5 slots are assumed" in capsys.readouterr().out
+    cli._say_what(x.change(model__slots=6), file, None, tmp_path)
+    assert "masks" not in capsys.readouterr().out

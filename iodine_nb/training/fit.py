@@ -468,7 +468,8 @@ def _check_run(model, train, config: TrainingConfig, record: Record, held_out, p
         for f in filter(None, (train, held_out)): model.check_images(f.shape, str(f.path))
     if record.log() and not record.checkpoint.exists():
         raise ValueError(f"{record.path}: holds the record of a run without its checkpoint, "
-                         "which a new run would overwrite; choose another folder")
+                         "which a new run would overwrite; choose another folder, or, if that run is "
+                         "still going, wait for its first checkpoint")
     if config.batch_size % (parts := processes * config.accumulate):
         raise ValueError(
             f"training.batch_size: {config.batch_size} images cannot be cut into {processes} processes × "
