@@ -573,8 +573,15 @@ def test_in_jupyterlab(browser, lab):
     v = Visit(browser, lab)
     page = v.page
     page.wait_for_selector("text=/\\| Idle/", timeout=120_000)
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.keyboard.press("Shift+Enter")
+    busy = page.locator("text=/\\| Busy/")
+    for _ in range(3):  # JupyterLab may not listen yet; once it does, the cell runs for many seconds
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        page.keyboard.press("Shift+Enter")
+        for _ in range(50):
+            if busy.count() or page.locator(".iodine").count(): break
+            page.wait_for_timeout(200)
+        else: continue
+        break
     page.wait_for_function("document.querySelectorAll('.iodine').length === 2", timeout=120_000)
     for i, served in enumerate((False, True)):
         root = page.locator(".iodine").nth(i)

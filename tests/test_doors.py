@@ -122,7 +122,9 @@ def test_too_little_memory_and_ctrl_c_end_any_command_in_a_line(tmp_path, monkey
 
 def test_ctrl_c_while_the_command_is_still_imported_ends_in_the_same_line(tmp_path):
     "What it needs takes seconds to import; here, a first part of it during which somebody gives up."
-    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    (tmp_path / "numpy.py").write_text(  # as in a terminal: jobs in the background ignore it
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "os.kill(os.getpid(), signal.SIGINT)")
     command = Path(sys.executable).parent / "iodine-nb"
     found = subprocess.run([command, "presets"], env=os.environ | {"PYTHONPATH": str(tmp_path)},
                            capture_output=True, text=True)

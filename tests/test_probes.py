@@ -35,7 +35,8 @@ def framed():
 def test_cards_say_what_numbers_mean(name):
     "Every card of a model with slots has both fields, in the form that the explorer reads."
     x, card = card_of(name)
-    size = x.model.latent if hasattr(x.model, "latent") else x.model.attention.slot
+    size = x.model.latent if hasattr(x.model, "latent") else x.model.attention.slot + 4 * (
+        x.model.attention.frame == "slot")  # the frame's four numbers stand before the slot's
     numbers = [v["dimension"] for v in card["latents"]]
     assert numbers == sorted(set(numbers)) and set(numbers) <= set(range(size))
     for v in card["latents"]:
