@@ -117,6 +117,15 @@ def too_long(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_keeps_nothing_of_a_kernel_that_is_gone(path):
+    "Neither the state of widgets nor a view of one, of which nothing could be drawn."
+    notebook = json.loads(path.read_text())
+    assert "widgets" not in notebook["metadata"]
+    outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
+    assert not any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_cells_are_short(path):
     assert not (wrong := too_long(path)), "\n".join(wrong)
 
