@@ -1,5 +1,5 @@
 """The house's shape: which module may import which, how long a cell may be, how imports stand."""
-import ast, json, re, sys, tomllib
+import ast, json, re, sys, tomllib, warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -90,6 +90,13 @@ def test_the_package_does_not_reach_out_of_its_folder():
     reaches = [name for name, tree in modules(TOP / "iodine_nb").items()
                if "__file__).parent.parent" in ast.unparse(tree)]
     assert not reaches, f"use core.book_folder() or importlib.resources in {', '.join(reaches)}"
+
+
+def test_the_package_compiles_without_a_warning():
+    "A chapter's first quotation becomes the module's text, in which a backslash would be an escape."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in sorted((TOP / "iodine_nb").rglob("*.py")): compile(path.read_text(), str(path), "exec")
 
 
 @lru_cache

@@ -136,7 +136,9 @@ ABOUT = {  # what for, minutes of one core
     "attention_tetrominoes": ("Tetrominoes, IODINE that starts from Slot Attention", 32),
     "slots_tetrominoes": ("Tetrominoes, Slot Attention", 22),
     "slots_sprites": ("sprites at 64×64, Slot Attention, for a GPU", None),
-    "slots_clevr": ("CLEVR at 64×64, Slot Attention, for a GPU; the best CLEVR weights here", None),
+    "slots_clevr": ("CLEVR at 64×64, Slot Attention, for a GPU; the floor in one slot", None),
+    "attention_sprites": ("sprites at 64×64, IODINE that starts from Slot Attention, for a GPU", None),
+    "attention_clevr": ("the same for CLEVR; the best ARI-FG here", None),
     "small": ("for ablations: Tetrominoes at 14×14", 11),
 }
 
