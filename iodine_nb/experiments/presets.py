@@ -133,13 +133,17 @@ ABOUT = {  # what for, minutes of one core
     "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; IODINE's best CLEVR weights here", 42),
     "framed_sprites_start": ("sprites at 64×64, slots in their own frames, first of three runs", 29),
     "framed_sprites": ("the same, third of three runs; the best of IODINE's sprite weights here", 68),
+    "small": ("for ablations: Tetrominoes at 14×14", 11),
+}
+
+# %% ../../nbs/15_presets.ipynb #c0232b
+ABOUT |= {  # models that look at the picture first
     "attention_tetrominoes": ("Tetrominoes, IODINE that starts from Slot Attention", 32),
     "slots_tetrominoes": ("Tetrominoes, Slot Attention", 22),
     "slots_sprites": ("sprites at 64×64, Slot Attention, for a GPU", None),
     "slots_clevr": ("CLEVR at 64×64, Slot Attention, for a GPU; the floor in one slot", None),
     "attention_sprites": ("sprites at 64×64, IODINE that starts from Slot Attention, for a GPU", None),
     "attention_clevr": ("the same for CLEVR; the best ARI-FG here", None),
-    "small": ("for ablations: Tetrominoes at 14×14", 11),
 }
 
 # %% ../../nbs/15_presets.ipynb #c0233
