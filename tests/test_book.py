@@ -92,7 +92,7 @@ def wrong(rows: dict, names: tuple) -> list[str]:
 def test_readme_and_the_table_of_scores_quote_the_weights():
     readme, names = quoted((TOP / "README.md").read_text()), (*SHIPPED, *LOOKING)
     book = json.loads((TOP / "nbs/49_all_scores.ipynb").read_text())["cells"]
-    shown = [out["data"].get("text/markdown", "") for cell in book for out in cell.get("outputs", [])]
+    shown = [out.get("data", {}).get("text/markdown", "") for cell in book for out in cell.get("outputs", [])]
     table = quoted("\n".join("".join(text) for text in shown))
     ways = sum(len(load_model(name)[1]["scores"]) for name in names)
     assert not wrong(readme, names) and len(readme) >= 7

@@ -13,11 +13,11 @@ REWRITTEN = ("01_first_look", "02_sixty_lines", "03_ninety_minutes", "04_vae", "
              "32_normalisation", "33_input_encodings", "34_sigma", "35_gradient_cutting", "36_start",
              "37_iterations", "38_paper_code_port", "39_desk", "40_decomposition", "41_explorer",
              "42_generalisation", "43_failures", "44_speed", "45_shape_is_hard", "46_muon", "47_slot_frame",
-             "48_what_a_number_means", "50_norb", "51_fitted_variance", "52_pca", "53_resume_and_nan",
-             "54_capacity", "55_norb_runs", "60_vle", "61_mask_losses", "62_size_and_channels",
-             "63_memory_and_inputs", "64_tokens_and_objects", "70_slot_attention", "71_attention_start",
-             "72_objects_or_colours", "80_core", "81_sprites", "82_clevr", "83_data", "84_sources",
-             "85_gallery", "86_plots", "87_cli", "88_page_engine")
+             "48_what_a_number_means", "49_all_scores", "50_norb", "51_fitted_variance", "52_pca",
+             "53_resume_and_nan", "54_capacity", "55_norb_runs", "60_vle", "61_mask_losses",
+             "62_size_and_channels", "63_memory_and_inputs", "64_tokens_and_objects", "70_slot_attention",
+             "71_attention_start", "72_objects_or_colours", "80_core", "81_sprites", "82_clevr", "83_data",
+             "84_sources", "85_gallery", "86_plots", "87_cli", "88_page_engine")
 PRIVATE = r"\b(arms?|cards?|the desk|stand-ins?|the post)\b"  # words that were this project's own
 
 
