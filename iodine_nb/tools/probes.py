@@ -300,7 +300,7 @@ def signed(model: TakesApart, found: Found, numbers: list[dict], values: int = 7
 
 # %% ../../nbs/48_what_a_number_means.ipynb #l042
 def probe(model: TakesApart, scenes: Scenes, objects: int = 100) -> dict:
-    "What the numbers of a slot mean, as cards hold it: `latents` and `directions`."
+    "What the numbers of a slot mean, as the file beside the weights holds it: `latents` and `directions`."
     found = find_objects(model, scenes)
     latents = named(effects(model, found[:objects]), *ranges(found))
     latents = signed(model, found[:objects], latents)
@@ -309,7 +309,7 @@ def probe(model: TakesApart, scenes: Scenes, objects: int = 100) -> dict:
                                                for name, d in directions.items()}}
 
 def probe_weights(name: str, scenes: int = 160, seed: int = 56, device: str = "cpu") -> dict:
-    "Probe weights on generated scenes, and keep what is found in their card; return it."
+    "Probe weights on generated scenes, and keep what is found in the JSON file beside them; return it."
     model, card = load_model(name)
     model = model.to(chosen_device(device))
     made = Experiment.from_dict(card["preset"]).generated().make(scenes, np.random.default_rng(seed))
