@@ -57,7 +57,8 @@ SHOWN = ("desk", "framed_sprites", "muon_clevr")
 # these are kept for the log's entries about them
 SHIPPED = (*SHOWN, "muon_sprites", "desk_sprites", "desk_clevr")
 # their records are told apart by seeds
-LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites", "slots_clevr")
+LOOKING = ("attention_tetrominoes", "slots_tetrominoes", "slots_sprites", "slots_clevr",
+           "attention_clevr")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -15,8 +15,8 @@ from iodine_nb.tools.probes import (
     ranges, redraw, redrawn, responses, sign_of, signed, variation)
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
-SLOTS = ("attention_tetrominoes", "desk", "desk_clevr", "desk_sprites", "framed_sprites", "muon_clevr",
-         "muon_sprites", "slots_clevr", "slots_sprites", "slots_tetrominoes")
+SLOTS = ("attention_clevr", "attention_tetrominoes", "desk", "desk_clevr", "desk_sprites", "framed_sprites",
+         "muon_clevr", "muon_sprites", "slots_clevr", "slots_sprites", "slots_tetrominoes")
 
 
 def scenes_of(name, n, seed):
