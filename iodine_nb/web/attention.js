@@ -12,7 +12,7 @@ export const coordinate = (i, n) => (n === 1 ? -1 : -1 + (2 * i) / (n - 1));
 // ---- frames -----------------------------------------------------------------------------------------------
 
 export const FRAME = 4;  // numbers of a frame
-const SCALES = [Math.log(0.05), Math.log(2)];  // smallest and largest
+export const SCALES = [Math.log(0.05), Math.log(2)];  // smallest and largest
 const within = (v, low, high) => Math.min(high, Math.max(low, v));
 
 // What coordinates from a slot's place are multiplied with, in both directions: 1/(5 · scale).

@@ -9,7 +9,7 @@
 // everywhere: λ [K, 2D], means [K, H, W, C], masks [K, H, W].
 import { beside, Convolution, Doubling, elu, groupNorm, Linear, LSTM, Memory, packed, Picture, roundUp,
          sigmoid, softmax } from "./blocks.js";
-import { coordinate, FRAME, roundsOf, stretch } from "./attention.js";
+import { coordinate, FRAME, roundsOf, SCALES, stretch } from "./attention.js";
 
 // ---- weights and configurations ---------------------------------------------------------------------------
 
@@ -30,12 +30,11 @@ export const KNOWN = {
 const LOOKING = { "attention.channels": null, "attention.kernel": null, "attention.strides": null,
   "attention.features": null, "attention.slot": null, "attention.mlp": null, "attention.iterations": null,
   "attention.gradient": null, "attention.start": ["shared", "learned"], "attention.query_noise": null,
-  "attention.frame": ["picture"] };
+  "attention.frame": ["picture", "slot"] };
 const DECODER = Object.fromEntries(Object.entries(KNOWN).filter(([name]) => name.startsWith("decoder.")));
 export const KINDS = {
   iodine: KNOWN, slot_frame: KNOWN, attention_start: { ...KNOWN, ...LOOKING },
-  slot_attention: { image: null, slots: null, ...LOOKING, "attention.frame": ["picture", "slot"], ...DECODER,
-    place: ["appended"], losses: null },
+  slot_attention: { image: null, slots: null, ...LOOKING, ...DECODER, place: ["appended"], losses: null },
 };
 
 // Fields of fields by dotted names: { decoder: { kernel: 5 } } becomes { "decoder.kernel": 5 }.
@@ -103,7 +102,7 @@ const PLACE = 0.5;  // of 47_slot_frame: a place of 1 is so much of half a pictu
 // What the first layer is told of a slot: its numbers, and where its coordinates count from and how they stretch.
 const plain = (z) => ({ input: z });
 const placed = (z) => ({ input: Float32Array.of(...z.subarray(2), -PLACE * z[0], -PLACE * z[1]) });
-const inFrame = (z) => {  // 70_slot_attention
+const inFrame = (z) => {  // 70_slot_attention, 71_attention_start
   const factor = stretch(z);
   return { input: Float32Array.of(...z.subarray(FRAME), -factor[0] * z[0], -factor[1] * z[1]), factor };
 };
@@ -147,7 +146,7 @@ class BroadcastConvolution {
     this.memory.kernel.convolve(from.address, from.width, 1, from.channels,
                                 to.address, to.width, 1, to.channels, 1, to.width, 1, plan.tap, plan.weight, 0);
   }
-  forward(z, to) {
+  forward(z, to) {  // and what `backward` must know of z
     const { input, factor } = this.told(z), D = input.length;
     const tapWeight = (o, t) => {
       let sum = 0;
@@ -164,7 +163,7 @@ class BroadcastConvolution {
       for (let o = 0; o < to.channels; o++) floats[at + o] = floats[sums + first + o] + place[first + o];
     });
   }
-  backward(gradient) {  // -> ∂L/∂z [D]; of slots whose frames stretch nobody asks for it
+  backward(gradient, z) {  // -> ∂L/∂z [D]
     const { channels, width, height } = gradient, order = new Float32Array(width * height * channels);
     const { floats } = this.memory, P = width * height;
     gradient.forEach((at, pixel) => {
@@ -180,8 +179,17 @@ class BroadcastConvolution {
       for (let o = 0; o < this.O; o++)
         for (let t = 0; t < this.taps; t++) gz[d] += g[t * channels + o] * this.at(o, d, t);
     if (!this.framed) return gz;
-    const D = gz.length;
-    return Float32Array.of(-PLACE * gz[D - 2], -PLACE * gz[D - 1], ...gz.subarray(0, D - 2));
+    const D = gz.length, others = gz.subarray(0, D - 2), ofPlace = gz.subarray(D - 2);
+    if (this.told === placed) return Float32Array.of(...ofPlace.map((v) => -PLACE * v), ...others);
+    // Coordinates are factor · (at - place): the place counts as an input does, the factor in every pixel.
+    const ofFactor = ofPlace.map((v, i) => -v * z[i]), { factor } = this.told(z);
+    gradient.forEach((at, pixel) => {
+      for (let o = 0; o < this.O; o++) for (const i of [0, 1])
+        ofFactor[i] += floats[at + o] * this.axes[i][pixel * channels + o];
+    });
+    const inside = (i) => z[2 + i] >= SCALES[0] && z[2 + i] <= SCALES[1];
+    return Float32Array.of(...ofPlace.map((v, i) => -factor[i] * v),
+                           ...ofFactor.map((v, i) => (inside(i) ? -factor[i] * v : 0)), ...others);
   }
 }
 
@@ -206,6 +214,7 @@ class Decoder {
   }
   forward(z, slot) {  // -> the picture of means and mask logits; not yet cropped
     const pictures = (this.pictures[slot] ??= this.newPictures());
+    pictures.latent = z;
     this.first.forward(z, pictures[0]);
     this.layers.forEach((layer, i) => { pictures[i].elu(); layer.forward(pictures[i], pictures[i + 1]); });
     return pictures.at(-1);
@@ -217,7 +226,7 @@ class Decoder {
       this.layers[i].backward(this.gradients[i + 1], this.gradients[i]);
       this.gradients[i].eluBackward(this.pictures[slot][i]);
     }
-    return this.first.backward(this.gradients[0]);
+    return this.first.backward(this.gradients[0], this.pictures[slot].latent);
   }
 }
 
@@ -427,7 +436,9 @@ class Painter {
 export class Iodine extends Painter {
   constructor(memory, header, tensors) {
     const c = header.model;
-    super(memory, c, tensors, header.kind === "slot_frame" ? placed : plain);
+    const told = header.kind === "slot_frame" ? placed : c.attention?.frame === "slot" ? inFrame : plain;
+    super(memory, c, tensors, told);
+    this.unsampled = told === placed ? 2 : told === inFrame ? FRAME : 0;  // the first numbers: no noise and no KL
     this.refinement = new Refinement(memory, c, tensors, this.framed);
     this.first = tensors.initial_posterior;
     this.norm = (name, v, channels) => groupNorm(v, channels, tensors[`inputs.norm.${name}.weight`].data,
@@ -463,7 +474,7 @@ export class Iodine extends Painter {
     const z = new Float32Array(K * D), latents = new Float32Array(K * D), kl = new Float32Array(K);
     for (let s = 0; s < K; s++) for (let d = 0; d < D; d++) {
       const mean = posterior[s * 2 * D + d], variance = this.variance(posterior[s * 2 * D + D + d]);
-      const measured = this.framed && d < 2;                       // a place has no noise and no KL
+      const measured = d < this.unsampled;
       latents[s * D + d] = mean;
       z[s * D + d] = measured ? mean : mean + Math.sqrt(variance) * noise[s * D + d];
       if (!measured) kl[s] += 0.5 * ((variance + mean ** 2) / prior - 1 - Math.log(variance / prior));
@@ -489,7 +500,7 @@ export class Iodine extends Painter {
     const gz = this.decoder.backward(slot), gradient = new Float32Array(2 * D);
     for (let d = 0; d < D; d++) {
       gradient[d] = gz[d];
-      if (this.framed && d < 2) continue;
+      if (d < this.unsampled) continue;
       const raw = e.posterior[slot * 2 * D + D + d], variance = this.variance(raw);
       gradient[d] += kl_weight * e.posterior[slot * 2 * D + d] / prior;
       const ofVariance = gz[d] * e.noise[slot * D + d] / (2 * Math.sqrt(variance))
@@ -563,8 +574,10 @@ class AttentionStart extends Iodine {
   firstGuess(image, slots, noise) {
     const { slots: found, attention } = [...this.rounds.run(image, slots, this.config.attention.iterations, noise)].at(-1);
     this.looked = { attention, grid: this.rounds.grid };  // for who wants to see it
-    const start = this.start(slots, noise), moved = this.head.forward(found);
-    return start.map((v, i) => v + moved[i]);
+    const { latent: D, attention: { slot } } = this.config, own = found.length / slots, start = this.start(slots, noise);
+    const rows = Array.from({ length: slots }, (_, k) => found.subarray(k * own, (k + 1) * own));
+    const moved = this.head.forward(Float32Array.from(rows.flatMap((v) => [...v.subarray(own - slot)])));
+    return start.map((v, i) => (i % (2 * D) < this.unsampled ? rows[Math.floor(i / (2 * D))][i % (2 * D)] : v + moved[i]));
   }
 }
 
