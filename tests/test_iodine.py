@@ -15,7 +15,8 @@ from iodine_nb.models.refinement import RefinementConfig
 options = st.fixed_dictionaries(dict(
     image=st.sampled_from([(3, 7, 9), (1, 8, 5)]), slots=st.integers(1, 4), latent=st.integers(1, 4),
     iterations=st.integers(1, 3), likelihood=st.sampled_from(["gaussian", "logistic"]),
-    mixture=st.sampled_from(["joint", "per_channel"]), means=st.sampled_from(["unbounded", "sigmoid"]),
+    mixture=st.sampled_from(["joint", "per_channel", "composed"]),
+    means=st.sampled_from(["unbounded", "sigmoid"]),
     variance=st.sampled_from(["softplus", "exp"]), start=st.sampled_from(["shared", "per_slot", "drawn"]),
     weights=st.sampled_from(["linear", "port", "last"]),
     flat_inputs=st.sampled_from(["joined", "broadcast"]), coordinates=st.sampled_from(["linear", "cosine"]),

@@ -24,14 +24,17 @@ def logistic(mean, scale):
 
 
 @pytest.mark.parametrize("likelihood, density", [("gaussian", D.Normal), ("logistic", logistic)])
-@pytest.mark.parametrize("mixture", ["joint", "per_channel"])
+@pytest.mark.parametrize("mixture", ["joint", "per_channel", "composed"])
 def test_a_pixel_has_the_density_of_its_mixture(likelihood, density, mixture):
     by_channel = density(MEANS, torch.tensor(.3, dtype=torch.float64)).log_prob(IMAGE[:, None])
     assert torch.allclose(component_log_likelihood(IMAGE[:, None], MEANS, .3, likelihood), by_channel)
     m, weights = spatial_mixture(IMAGE, MEANS, LOGITS, .3, likelihood, mixture), LOGITS.softmax(1)
     joint = by_channel.sum(2, keepdim=True)
-    total = ((weights * joint.exp()).sum(1, keepdim=True).log() if mixture == "joint" else
-             (weights * by_channel.exp()).sum(1, keepdim=True).log().sum(2, keepdim=True))
+    together = (weights * MEANS).sum(1, keepdim=True)
+    total = {"joint": (weights * joint.exp()).sum(1, keepdim=True).log(),
+             "per_channel": (weights * by_channel.exp()).sum(1, keepdim=True).log().sum(2, keepdim=True),
+             "composed": component_log_likelihood(IMAGE[:, None], together, .3, likelihood).sum(
+                 2, keepdim=True)}[mixture]
     assert torch.allclose(m.log_likelihood, total) and torch.allclose(m.log_components, joint)
     assert torch.allclose(m.masks, weights) and torch.allclose(m.log_masks, weights.log())
     assert torch.allclose(m.mask_posterior, joint.exp() / joint.exp().sum(1, keepdim=True))

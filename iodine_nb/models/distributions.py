@@ -62,14 +62,19 @@ def spatial_mixture(image: Float[Tensor, "B C H W"],
                     mask_logits: Float[Tensor, "B K 1 H W"],
                     sigma: float,
                     likelihood: str = "gaussian",  # or logistic
-                    mixture: str = "joint",  # one mixture a pixel; or per_channel, as in the port
+                    mixture: str = "joint",  # one a pixel; or per_channel, as in the port; or composed
                    ) -> Mixture:
-    "Equation (1), per pixel, in nats."
+    """Equation (1), per pixel, in nats. `composed` is the likelihood of what all slots draw together, the
+    mean Σ_k m_k μ_k; responsibilities and leave-one-out are those of the joint mixture in all three."""
     log_masks = mask_logits.log_softmax(1)
     components = component_log_likelihood(image[:, None], means, sigma, likelihood)
     joint = components.sum(2, keepdim=True)
     if mixture == "joint": total = (log_masks + joint).logsumexp(1, keepdim=True)
-    else: total = (log_masks + components).logsumexp(1, keepdim=True).sum(2, keepdim=True)
+    elif mixture == "per_channel":
+        total = (log_masks + components).logsumexp(1, keepdim=True).sum(2, keepdim=True)
+    else:
+        drawn = (log_masks.exp() * means).sum(1, keepdim=True)
+        total = component_log_likelihood(image[:, None], drawn, sigma, likelihood).sum(2, keepdim=True)
     return Mixture(total, joint, log_masks)
 
 # %% ../../nbs/10_distributions.ipynb #c017

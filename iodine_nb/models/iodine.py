@@ -33,7 +33,7 @@ class GenerativeConfig(Config):
     slots: int = 7  # K in training; any other at test
     latent: int = 64  # D, dimensions of one slot's latent
     likelihood: Literal["gaussian", "logistic"] = "gaussian"
-    mixture: Literal["joint", "per_channel"] = "joint"  # one mixture a pixel, or one a channel
+    mixture: Literal["joint", "per_channel", "composed"] = "joint"  # a pixel's, a channel's, or none (10)
     sigma: float = .1  # standard deviation (gaussian) or scale (logistic)
     means: Literal["unbounded", "sigmoid"] = "unbounded"
     prior_variance: float = 1.
