@@ -130,7 +130,7 @@ ABOUT = {  # what for, minutes of one core
     "desk_sprites_start": ("sprites at 32×32, first of two runs", 74),
     "desk_sprites": ("sprites at 32×32, second of two runs", 54),
     "muon_clevr_start": ("CLEVR at 32×32 with Muon, first of two runs", 22),
-    "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; IODINE's best CLEVR weights here", 42),
+    "muon_clevr": ("CLEVR at 32×32 with Muon, second of two runs; the best that start from noise", 42),
     "framed_sprites_start": ("sprites at 64×64, slots in their own frames, first of three runs", 29),
     "framed_sprites": ("the same, third of three runs; the best of IODINE's sprite weights here", 68),
     "small": ("for ablations: Tetrominoes at 14×14", 11),
