@@ -20,7 +20,7 @@ test: .venv/ready lint
 	@git status --porcelain > .venv/status 2>/dev/null || true
 	$(BIN)/python tests/in_sync.py
 	OMP_NUM_THREADS=1 $(KEEP) $(BIN)/nbdev_test --path nbs --n_workers 2 --do_print --timing
-	OMP_NUM_THREADS=1 $(KEEP) $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(KEEP) $(BIN)/pytest -n 2
 	@test "$$(git status --porcelain 2>/dev/null)" = "$$(cat .venv/status)" || { git status --short; \
 	  echo "the tests have written files that git sees: only make book and nbdev_export may do so"; exit 1; }
 

@@ -1,4 +1,4 @@
-"""With several workers (pytest -n 2 --dist loadgroup) a file that sets up something costly stays on one."""
+"""With several workers (pytest -n 2) a file that sets up something costly stays on one."""
 import shutil
 
 import pytest
@@ -7,9 +7,20 @@ TOGETHER = {"test_browser": "browser", "test_page_engine": "browser", "test_site
             "test_probes": "probes", "test_wheel": "wheel"}  # file: worker
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if group := TOGETHER.get(item.path.stem): item.add_marker(pytest.mark.xdist_group(group))
+def worker_of(nodeid: str) -> str:
+    "What is given to a worker at once: a group of the files above, or a single test."
+    file = nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+    return TOGETHER.get(file, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The groups first, then test by test. The groups of xdist itself (--dist loadgroup) are not seen with
+    pytest 9.2 and pytest-xdist 3.8: every worker built the site, the wheel and the pages for itself."""
+    from xdist.scheduler import LoadScopeScheduling
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return worker_of(nodeid)
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="module")

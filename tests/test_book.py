@@ -14,6 +14,7 @@ from iodine_nb.experiments.experiment import Experiment, experiment_of, load_mod
 from iodine_nb.experiments.presets import ABOUT, preset
 from iodine_nb.scenes.sprites import tetrominoes
 from iodine_nb.training.fit import Record
+from by_scene import check
 
 TOP = Path(__file__).parent.parent
 
@@ -45,8 +46,11 @@ def first_and_best(model, batch, generator):
 def test_desk_reaches_the_bar(tmp_path):
     save_scenes(tmp_path / "t.h5", tetrominoes(320, np.random.default_rng(31_415)), "tetrominoes", {})
     model, file = load_model("desk")[0], SceneFile(tmp_path / "t.h5")
-    found = evaluate(model, file, seeds=(0, 1, 2), score=first_and_best)
-    assert np.mean(found["single"]) >= .88 and min(found["best of 3"]) >= .97, found
+    found, card = evaluate(model, file, seeds=(0,), score=first_and_best), load_model("desk")[1]["scores"]
+    for single, best in ((found["single"], found["best of 3"]),  # scenes that nobody has looked at, one seed
+                         (card["best_of_1"]["ari_fg"], card["best_of_3"]["ari_fg"])):  # as recorded, three
+        assert np.mean(single) >= .88 and min(best) >= .97, (single, best)
+    assert len(card["best_of_3"]["ari_fg"]) == 3
     few = dict(seeds=(0,), scenes=4, batch_size=4)
     noted = evaluate(model, file, score=first_and_best, **few)
     for name, restarts in (("single", 1), ("best of 3", 3)):
@@ -103,12 +107,16 @@ def test_readme_and_the_table_of_scores_quote_the_weights():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_eval_without_a_file_reprints_the_card(name, tmp_path):
-    assert main(["eval", name, "--seeds", "1", "--out", str(tmp_path / "scores.json")]) == 0
+def test_shipped_weights_score_scene_by_scene_what_is_recorded(name, tmp_path): check(name, tmp_path)
+
+
+def test_eval_without_a_file_reprints_the_card(tmp_path):
+    "By the command itself, on all scenes; the smallest model has to do for all."
+    assert main(["eval", "desk", "--seeds", "1", "--out", str(tmp_path / "scores.json")]) == 0
     found = json.loads((tmp_path / "scores.json").read_text())
-    card = load_model(name)[1]["scores"]["best_of_1"]
-    # the same scenes and random numbers; elsewhere torch may round otherwise, and a scene may tip over
-    for quantity, values in found.items(): assert abs(values[0] - card[quantity][0]) < .01, quantity
+    card = load_model("desk")[1]["scores"]["best_of_1"]
+    for quantity, values in found.items():
+        assert abs(values[0] - card[quantity][0]) < (1e-4 if quantity == "mse" else .01), quantity
 
 
 @pytest.mark.parametrize("name", LOOKING[:2])  # the others were trained on a GPU

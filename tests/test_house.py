@@ -140,8 +140,8 @@ def test_cells_are_short(path):
 def group(node: ast.stmt) -> int:
     "0 the standard library, 1 other packages, 2 this book's own."
     name = node.names[0].name if isinstance(node, ast.Import) else node.module or ""
-    if isinstance(node, ast.ImportFrom) and node.level or name.split(".")[0] in ("iodine_nb", "small"):
-        return 2
+    ours = name.split(".")[0] in ("iodine_nb", "small", "by_scene")
+    if ours or isinstance(node, ast.ImportFrom) and node.level: return 2
     return 0 if name.split(".")[0] in sys.stdlib_module_names else 1
 
 

@@ -1,5 +1,5 @@
 """The book as a web site: it builds offline, its links lead somewhere, it works from a file."""
-import importlib.util, json, re, resource, shutil, subprocess, sys, time
+import functools, importlib.util, json, re, resource, shutil, subprocess, sys, time
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -48,6 +48,14 @@ class Page(HTMLParser):
         if tag == "img" and not a.get("alt"): self.mute.append(a.get("src", "")[:80])
 
 
+@functools.cache
+def page_of(path: Path, changed: int) -> Page: return Page(path.read_text())
+
+def pages_of(folder: Path) -> dict[Path, Page]:
+    "Every page of a site by its place; each is read once."
+    return {p: page_of(p, p.stat().st_mtime_ns) for p in map(Path.resolve, folder.rglob("*.html"))}
+
+
 def is_scene(fragment: str) -> bool:
     "Whether the site's page of 41_explorer has this scene."
     asked = {k: v[0] for k, v in parse_qs(fragment).items()}
@@ -57,7 +65,7 @@ def is_scene(fragment: str) -> bool:
 
 def wrong_links(folder: Path) -> list[str]:
     "A sentence for every link, within the site, that leads nowhere."
-    pages = {p.resolve(): Page(p.read_text()) for p in folder.rglob("*.html")}
+    pages = pages_of(folder)
     wrong = []
     for path, page in pages.items():
         for link in page.links + page.loads:
@@ -87,8 +95,7 @@ def test_a_wrong_link_is_found(tmp_path):
 
 
 def test_nothing_is_loaded_from_elsewhere_and_pictures_have_words(site):
-    for path in site.rglob("*.html"):
-        page = Page(path.read_text())
+    for path, page in pages_of(site).items():
         assert not [s for s in page.loads if urlsplit(s).netloc], path.name
         assert not page.mute, f"{path.name}: pictures without an alternative text: {page.mute[:3]}"
 

@@ -1,4 +1,4 @@
-import hashlib
+import functools, hashlib
 
 import numpy as np
 import pytest
@@ -73,11 +73,15 @@ def test_seeds_give_the_scenes_that_they_have_always_given():
         assert digest(multi_dsprites(n, np.random.default_rng(4), variant, size=32)) == expected
 
 
+@functools.cache
+def in_own_colours(make): return make(300, np.random.default_rng(6), colours="own")
+
+
 @pytest.mark.parametrize("make", [tetrominoes, multi_dsprites])
 @pytest.mark.parametrize("colours", SCHEMES)
 def test_what_colours_say_is_so(make, colours):
     "And the shapes, their places and the background are those of the published kind, from the same seed."
-    plain, s = (make(300, np.random.default_rng(6), colours=c) for c in ("own", colours))
+    plain, s = in_own_colours(make), make(300, np.random.default_rng(6), colours=colours)
     assert (s.mask == plain.mask).all() and (s.image[s.mask == 0] == plain.image[s.mask == 0]).all()
     assert all((s.factors[k] == v).all() for k, v in plain.factors.items() if k != "color")
     colour = [c[seen][1:] for c, seen in zip(s.factors["color"], s.visibility)]  # of every scene's objects
