@@ -47,6 +47,14 @@ def test_a_pixel_has_the_density_of_its_mixture(likelihood, density, mixture):
         assert torch.allclose(m.leave_one_out[:, k:k + 1], whole - without)
 
 
+@pytest.mark.parametrize("field, wrong", [("likelihood", "gauss"), ("mixture", "compose")])
+def test_an_unknown_name_is_refused(field, wrong):
+    with pytest.raises(ValueError, match=f"^{field}: must be .* is '{wrong}'$"):
+        spatial_mixture(IMAGE, MEANS, LOGITS, .3, **{field: wrong})
+    with pytest.raises(ValueError, match="^variance: must be softplus or exp, is 'sofplus'$"):
+        posterior(torch.zeros(2, 4), "sofplus")
+
+
 @pytest.mark.parametrize("form, variance", [("softplus", lambda s: torch.log1p(s.exp()) + 1e-8),
                                             ("exp", torch.exp)])
 def test_a_posterior_is_a_gaussian(form, variance):

@@ -147,7 +147,7 @@ def test_shipped_models_infer_the_same(page, name):
     ours, theirs, masks = compare(page, name, model, image)
     c, h, w = model.config.image
     own = rounding(model, image, theirs["noise"], ours)
-    assert own < 5e-4 or name == "attention_clevr"  # whose refinements enlarge it
+    assert own < (1e-2 if name == "attention_clevr" else 5e-4)  # its refinements enlarge rounding
     assert (masks - ours[-1].masks[0, :, 0]).abs().max() < max(1e-3, own)
     means = numbers(theirs["means"], model.config.slots, h, w, c).movedim(-1, 1)
     visible = masks[:, None] > .01

@@ -23,7 +23,8 @@ def component_log_likelihood(image: Float[Tensor, "B #K C H W"],
     "log p(x | μ_k) of every channel of every pixel, in nats."
     error = (image - means) / sigma
     if likelihood == "gaussian": return -.5 * error**2 - (math.log(sigma) + .5 * math.log(2 * math.pi))
-    return -error - 2 * F.softplus(-error) - math.log(sigma)
+    if likelihood == "logistic": return -error - 2 * F.softplus(-error) - math.log(sigma)
+    raise ValueError(f"likelihood: must be gaussian or logistic, is {likelihood!r}")
 
 # %% ../../nbs/10_distributions.ipynb #c008
 class Mixture(NamedTuple):
@@ -72,9 +73,10 @@ def spatial_mixture(image: Float[Tensor, "B C H W"],
     if mixture == "joint": total = (log_masks + joint).logsumexp(1, keepdim=True)
     elif mixture == "per_channel":
         total = (log_masks + components).logsumexp(1, keepdim=True).sum(2, keepdim=True)
-    else:
+    elif mixture == "composed":
         drawn = (log_masks.exp() * means).sum(1, keepdim=True)
         total = component_log_likelihood(image[:, None], drawn, sigma, likelihood).sum(2, keepdim=True)
+    else: raise ValueError(f"mixture: must be joint, per_channel or composed, is {mixture!r}")
     return Mixture(total, joint, log_masks)
 
 # %% ../../nbs/10_distributions.ipynb #c017
@@ -97,4 +99,6 @@ def posterior(λ: Float[Tensor, "*B L"],  # means, then what becomes the varianc
              ) -> Posterior:
     "The posterior that λ stands for."
     mean, s = λ.chunk(2, -1)
-    return Posterior(mean, F.softplus(s) + 1e-8 if variance == "softplus" else s.clamp(-20, 20).exp())
+    if variance == "softplus": return Posterior(mean, F.softplus(s) + 1e-8)
+    if variance == "exp": return Posterior(mean, s.clamp(-20, 20).exp())
+    raise ValueError(f"variance: must be softplus or exp, is {variance!r}")
