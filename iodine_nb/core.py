@@ -48,6 +48,11 @@ def check_finite(value, where: str) -> None:
     elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
         raise ValueError(f"{where}: must be a finite number, is {value}")
 
+def _check(hint, value, where: str) -> None:
+    "ValueError if a number is not finite, or a field that has a list of choices is none of them."
+    check_finite(value, where)
+    if typing.get_origin(hint) is typing.Literal: _read(hint, value, where)
+
 def unknown_field(name: str, known, whose: str) -> str:
     "What to say of a field that is not among the known ones."
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, 1)
@@ -58,9 +63,9 @@ def unknown_field(name: str, known, whose: str) -> str:
 class Config:
     "Base of all configurations: fields with types, finite numbers, to and from JSON, changed by dotted name."
     def __new__(cls, *values, **named):
-        "ValueError names a field that is NaN or infinite, whatever way a configuration is made."
-        given = dict(zip((f.name for f in dataclasses.fields(cls)), values)) | named
-        for name, value in given.items(): check_finite(value, name)
+        "ValueError names a wrong field, whatever way a configuration is made."
+        hints, names = typing.get_type_hints(cls), (f.name for f in dataclasses.fields(cls))
+        for name, value in (dict(zip(names, values)) | named).items(): _check(hints.get(name), value, name)
         return super().__new__(cls)
 
     def to_dict(self) -> dict: return dataclasses.asdict(self)

@@ -341,8 +341,9 @@ def test_what_is_said_goes_when_it_is_over(v, pictures):
     assert v.said() == welcome and "wrong" not in v.page.locator(".said").get_attribute("class")
 
 
-def test_a_model_whose_slots_do_not_carry_their_place(v):
-    "The object follows the pointer all the same; seven slots all show."
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_model_whose_slots_do_not_carry_their_place(v, steps):
+    "The object gets to the pointer all the same, by whatever steps that went; seven slots all show."
     v.page.locator("select").select_option("muon_clevr")
     v.wait("x.model.name === 'muon_clevr' && x.idle")
     tiles = v.page.locator(".slots > .slot")
@@ -356,7 +357,7 @@ def test_a_model_whose_slots_do_not_carry_their_place(v):
     before = middle()
     columns, mouse = 5 if before[1] < 16 else -5, v.page.mouse
     mouse.move(*v.at(*before)); mouse.down()
-    mouse.move(*v.at(before[0], before[1] + columns), steps=5)
+    mouse.move(*v.at(before[0], before[1] + columns), steps=steps)
     mouse.up()
     rows, along = (v.ready() and middle()) - before
     assert 4 < along * np.sign(columns) < 6 and abs(rows) < 1

@@ -232,6 +232,14 @@ def test_no_configuration_holds_what_is_not_finite(wrong):
         TINY.change(training__clip=10**400)
 
 
+def test_no_configuration_holds_what_is_none_of_a_fields_choices():
+    for make, said in ((lambda: IODINEConfig((3, 8, 8), 3, 4, 2), "likelihood: must be 'gaussian' or 'logistic', is 2"),
+                       (lambda: IODINEConfig(mixture="single"), "mixture: must be .*, is 'single'"),
+                       (lambda: TrainingConfig(schedule="linear"), "schedule: must be .*, is 'linear'"),
+                       (lambda: TINY.change(model__start="none"), "model.start: must be .*, is 'none'")):
+        with pytest.raises(ValueError, match=f"^{said}$"): make()
+
+
 @pytest.mark.parametrize("schedules, said", [
     ({"kl_weight": dict(steps=-1)}, "steps: must be at least 0"),
     ({"kl_weight": dict(steps=1.5)}, "training.schedules.kl_weight.steps: must be int"),

@@ -410,6 +410,20 @@ export class Explorer {
     }
     return false;
   }
+  // Goes on until the slot is there, or no step leads nearer. The steps underway may have led into a dead end: then
+  // once more from the gesture's beginning, and the nearer of the two stays.
+  async arrive(grip, dx, dy, history) {
+    const go = async () => {
+      for (let i = 0; i < 16 && this.history === history; i++) if (!await this.follow(grip, dx, dy, "drag")) break;
+      if (this.history !== history) return 0;
+      const { x, y, area } = whereIs(this.object(grip.slot), this.W);
+      return area > 0 ? Math.hypot(grip.from.x + dx - x, grip.from.y + dy - y) : Infinity;
+    };
+    const far = await go(), { slots } = this;
+    if (far < 0.5) return;
+    await this.put(grip.slot, grip.z, "drag");
+    if (await go() > far) this.become(slots, "drag");
+  }
   async grip(slot) {
     const { z } = this.slots[slot], from = whereIs(this.object(slot), this.W);
     return { slot, z, from, d: await this.directions(slot) };
@@ -748,8 +762,7 @@ export class Explorer {
     if (!this.history) return;
     while (this.busy) await wait(5);
     const grip = await held?.grip;
-    for (let i = 0; i < 16 && held?.last && grip.d.how !== "frame" && this.history === held.history; i++)
-      if (!await this.moveTo(grip, ...held.last, "drag")) break;
+    if (held?.last && grip.d.how !== "frame") await this.arrive(grip, ...held.last, held.history);
     if (!this.history) return;
     if (held || pinch || this.fresh) this.settle();
     this.fresh = false;
