@@ -479,13 +479,13 @@ def show(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | N
     write_figure(figure, out); print(f"{out}: {said_of(weights, where)}{said}")
 
 # %% ../nbs/87_cli.ipynb #c0182
-def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: str = "small",
+def ablation_(variants: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: str = "small",
               data: Path | None = None, held_out: Path | None = None, seeds: int = 3,
               steps: int | None = None, processes: int = 1) -> None:
     """Train variants of a base over seeds, going on where an earlier call stopped, and print the table.
 
     Args:
-        arms: names of variants ("base", "relu", "T = 1"), or changes ("model.sigma=.1,model.slots=5")
+        variants: names of variants ("base", "relu", "T = 1"), or changes ("model.sigma=.1,model.slots=5")
         folder: of the runs' records
         base: the preset that they change
         data: a scene file to train on; without one, scenes are generated
@@ -495,11 +495,11 @@ def ablation_(arms: tyro.conf.Positional[tuple[str, ...]], folder: Path, base: s
         processes: so many runs at once
     """
     _check_repeats(seeds, processes)
-    x = _base(base, data, held_out)
-    if steps is not None: x = x.change(training__steps=steps)
-    asked = ablation.Ablation(folder, x, {a: ablation.arm_of(a) for a in arms}, tuple(range(seeds)), data)
+    x = _base(base, data, held_out).change(**({} if steps is None else {"training__steps": steps}))
+    changes = {name: ablation.variant_of(name) for name in variants}
+    asked = ablation.Ablation(folder, x, changes, tuple(range(seeds)), data)
     ablation.run(asked, held_out or folder / "held_out.h5", processes)
-    print(ablation.arms_table(asked))
+    print(ablation.variants_table(asked))
 
 # %% ../nbs/87_cli.ipynb #c0183
 def _check_repeats(seeds: int, processes: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from iodine_nb.experiments import experiment as module
-from iodine_nb.experiments.ablation import (ARMS, Ablation, arm_of, arms_table, by_colour, compared,
-                                             final_scores, finished, run, small, welch)
+from iodine_nb.experiments.ablation import (VARIANTS, Ablation, by_colour, compared, final_scores, finished,
+                                             run, small, variant_of, variants_table, welch)
 from iodine_nb.models.inputs import ALL_INPUTS, INPUTS
 from small import TINY
 
@@ -32,7 +32,7 @@ def test_a_stop_ends_all_arms_and_the_same_call_goes_on(tmp_path, monkeypatch):
     assert ask.record("a", 0).checkpoint.exists()
     monkeypatch.undo()
     run(ask, tmp_path / "test.h5")
-    assert all(finished(ask, arm, 0) for arm in "ab") and len(final_scores(ask)["b"]) == 1
+    assert all(finished(ask, variant, 0) for variant in "ab") and len(final_scores(ask)["b"]) == 1
 
 
 def test_two_processes_train_what_one_does(tmp_path):
@@ -48,7 +48,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
     long = Ablation(tmp_path / "runs", TINY, {"a": {}}, (0,))
     run(long, tmp_path / "test.h5")
-    short = Ablation(long.folder, TINY.change(training__steps=2), long.arms, long.seeds)
+    short = Ablation(long.folder, TINY.change(training__steps=2), long.variants, long.seeds)
     whole, part = (x.record("a", 0).curve("nll") for x in (long, short))
     assert (finished(short, "a", 0) and part[0].tolist() == [2] and part[1][0] == whole[1][0]
             and whole[0].tolist() == [2, 4])
@@ -56,24 +56,25 @@ def test_long_runs_are_read_at_the_step_that_is_asked_for(tmp_path):
     run(short, tmp_path / "test.h5")  # nothing to do, and nothing lost
     assert (long.record("a", 0).path / "log.jsonl").read_bytes() == before
     # goes on
-    run(Ablation(long.folder, TINY.change(training__steps=6), long.arms, long.seeds), tmp_path / "test.h5")
+    run(Ablation(long.folder, TINY.change(training__steps=6), long.variants, long.seeds),
+        tmp_path / "test.h5")
     assert long.record("a", 0).curve("nll")[1].tolist() == whole[1].tolist()
 
 
 def test_the_arms_of_the_log_are_configurations_and_differ():
-    texts = [str(small(arm).experiment(arm, 0).to_dict()) for arm in ARMS]
-    assert len(set(texts)) == len(ARMS)
+    texts = [str(small(variant).experiment(variant, 0).to_dict()) for variant in VARIANTS]
+    assert len(set(texts)) == len(VARIANTS)
 
 
 def test_the_committed_records_are_of_their_arms():
-    for arm in ARMS:
+    for variant in VARIANTS:
         for seed in (0, 1, 2):
-            finished(small(arm), arm, seed)  # ValueError, if a record is of another configuration
+            finished(small(variant), variant, seed)  # ValueError, if a record is of another configuration
     assert {len(r) for r in small("base", "relu", "gated", "no normalisation",
                                   "image and gradients").records().values()} == {3}
     half = ("base", "broadcast", "sigma .15", "per channel", "exact", "detached", "shared start",
             "no warm-up", "T = 1", "sigmoid means", "port")
-    assert {arm: len(r) for arm, r in small(*half, steps=3_000).records().items()} == {arm: 3 for arm in half}
+    assert {name: len(r) for name, r in small(*half, steps=3_000).records().items()} == dict.fromkeys(half, 3)
 
 
 def test_a_difference_has_its_interval():
@@ -115,7 +116,7 @@ def test_colour_alone_finds_most_of_the_small_tetrominoes():
     ("model.latent=+3", "latent", 3)])
 def test_a_tuple_is_written_with_commas_or_as_what_is_added_and_taken(text, field, wanted, monkeypatch):
     monkeypatch.setitem(INPUTS, "own", INPUTS["means"])
-    model = Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0).model
+    model = Ablation(Path(), TINY, {"a": variant_of(text)}).experiment("a", 0).model
     assert getattr(model, field) == wanted
     if "sigma" in text: assert model.sigma == .2
 
@@ -127,9 +128,10 @@ def test_a_tuple_is_written_with_commas_or_as_what_is_added_and_taken(text, fiel
     ("model.image=3,big,14", r"model.image\[1\]: must be int, is 'big'"),
     ("model.inptus=+means", "model.inptus: no such field")])
 def test_what_is_wrong_with_a_tuple_is_said(text, said):
-    with pytest.raises(ValueError, match=said): Ablation(Path(), TINY, {"a": arm_of(text)}).experiment("a", 0)
+    asked = Ablation(Path(), TINY, {"a": variant_of(text)})
+    with pytest.raises(ValueError, match=said): asked.experiment("a", 0)
 
 
 def test_the_table_has_a_range_only_for_several_runs():
-    one, three = (arms_table(small("base", seeds=seeds)) for seeds in ((0,), (0, 1, 2)))
+    one, three = (variants_table(small("base", seeds=seeds)) for seeds in ((0,), (0, 1, 2)))
     assert "–" not in one and "(" not in one and three.count("–") == 3

@@ -161,7 +161,7 @@ def test_a_run_is_watched_until_its_end(run, capsys):
 def test_ablations_from_the_terminal_go_on_on_a_file(run, capsys, monkeypatch):
     tiny = TINY.change(training__evaluate_every=2, training__evaluate_scenes=4)
     monkeypatch.setattr(cli, "preset", lambda name: tiny)
-    line = ["ablation", "base", "model.sigma=.1", "--folder", "arms", "--data", "mine.h5", "--held-out",
+    line = ["ablation", "base", "model.sigma=.1", "--folder", "variants", "--data", "mine.h5", "--held-out",
             "test.h5", "--seeds", "1", "--steps", "2"]
     assert main(line) == 0
     said = capsys.readouterr().out
@@ -177,8 +177,8 @@ def test_the_cells_under_again_train(notebook, tmp_path):
     cells = ["".join(c["source"]) for c in every if c["cell_type"] == "code"]
     again = next(c for c in cells if "again = " in c)
     asked = next(c for c in cells if c.startswith("ask = small("))
-    tiny = lambda *arms, **how: ablation.Ablation(tmp_path / "none", ablation.TINY,
-                                                  {a: ablation.ARMS[a] for a in arms}, (0,))
+    tiny = lambda *variants, **how: ablation.Ablation(tmp_path / "none", ablation.TINY,
+                                                  {a: ablation.VARIANTS[a] for a in variants}, (0,))
     imports = "\n".join(ast.unparse(n) for c in cells for n in _tree(c) if "import" in ast.unparse(n))
     names = {}
     exec(imports, names)
@@ -187,7 +187,7 @@ def test_the_cells_under_again_train(notebook, tmp_path):
     exec(ast.unparse(_tree(asked)[0]), names)
     exec(again, names)
     found = names["again"].records()
-    assert found.keys() == names["ask"].arms.keys() and names["again"].folder == tmp_path / "runs/_again"
+    assert found.keys() == names["ask"].variants.keys() and names["again"].folder == tmp_path / "runs/_again"
 
 
 def _tree(cell: str) -> list[ast.stmt]:

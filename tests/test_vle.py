@@ -342,5 +342,5 @@ def test_eval_reprints_the_card(name, tmp_path):
 def test_every_variant_that_the_chapter_asks_about_can_be_trained():
     "Those too that have no record: each is a valid configuration, and no two are the same."
     for name, ask in asked().items():
-        found = [ask.experiment(variant, 0).to_dict() for variant in ask.arms]
+        found = [ask.experiment(variant, 0).to_dict() for variant in ask.variants]
         assert all(a != b for a, b in itertools.combinations(found, 2)), name

@@ -83,9 +83,9 @@ def norb_runs() -> Path:
     "Where the records of this chapter are."
     return book_folder() / "data" / "runs" / "norb"
 
-def ask(base: str, arms: dict[str, dict]) -> Ablation:
+def ask(base: str, variants: dict[str, dict]) -> Ablation:
     "Models that differ from a preset in some fields, three seeds each."
-    return Ablation(norb_runs(), preset(base), arms)
+    return Ablation(norb_runs(), preset(base), variants)
 
 def questions() -> dict[str, Ablation]:
     "All comparisons of the chapter."
@@ -120,29 +120,29 @@ def measure(model: VAE, x: Experiment, files: dict[str, SceneFile], pictures: in
     return found | {"probes": probe_accuracies(*part(fitting), tests)}
 
 # %% ../../nbs/55_norb_runs.ipynb #c014
-def run_norb(asked: Ablation, arm: str, seed: int, files: dict[str, SceneFile],
+def run_norb(asked: Ablation, variant: str, seed: int, files: dict[str, SceneFile],
              pca: PCA | None = None) -> None:
     "Train one model with one seed, or go on with it, and write its scores beside the record."
-    x, record = asked.experiment(arm, seed), asked.record(arm, seed)
+    x, record = asked.experiment(variant, seed), asked.record(variant, seed)
     if (record.path / "scores.json").exists(): return
     model = build(x, seed)
     if x.model.components: model.hold(pca or fitted_pca(files["train"], x.model.components))
-    if not finished(asked, arm, seed):
+    if not finished(asked, variant, seed):
         fit(model, files["train"], x.training, record.path, files["validation"], vae_scores, x.to_dict(),
             progress=False)
-    if finished(asked, arm, seed): write_json(record.path / "scores.json", measure(model, x, files))
+    if finished(asked, variant, seed): write_json(record.path / "scores.json", measure(model, x, files))
 
 # %% ../../nbs/55_norb_runs.ipynb #c017
 def norb_scores(asked: Ablation, *path: str) -> dict[str, list[float]]:
-    "One number of every measured run, by its place in scores.json: arm -> values over seeds."
+    "One number of every measured run, by its place in scores.json: variant -> values over seeds."
     found = {}
-    for arm in asked.arms:
+    for variant in asked.variants:
         for seed in asked.seeds:
-            file = asked.record(arm, seed).path / "scores.json"
+            file = asked.record(variant, seed).path / "scores.json"
             if not file.exists(): continue
             value = read_json(file)
             for name in path: value = value[name]
-            found.setdefault(arm, []).append(value)
+            found.setdefault(variant, []).append(value)
     return found
 
 # %% ../../nbs/55_norb_runs.ipynb #c019
@@ -236,12 +236,12 @@ def cell(values: list[float], factor: float, digits: int) -> str:
     return f"{np.mean(v):.{digits}f} ({min(v):.{digits}f} – {max(v):.{digits}f})"
 
 def norb_table(asked: dict[str, Ablation], columns: dict = COLUMNS) -> str:
-    "Markdown: a row for every arm that has scores, mean and range over its seeds."
+    "Markdown: a row for every variant that has scores, mean and range over its seeds."
     rows = []
     for a in asked.values():
         found = {label: norb_scores(a, *place) for label, (place, _, _) in columns.items()}
-        for arm in a.arms:
-            if not all(arm in f for f in found.values()): continue
-            cells = [cell(found[label][arm], *form) for label, (_, *form) in columns.items()]
-            rows.append(f"| {arm} | " + " | ".join(cells) + " |")
+        for variant in a.variants:
+            if not all(variant in f for f in found.values()): continue
+            cells = [cell(found[label][variant], *form) for label, (_, *form) in columns.items()]
+            rows.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|", *rows])

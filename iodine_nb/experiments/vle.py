@@ -105,7 +105,7 @@ def asked() -> dict[str, Ablation]:
     "All comparisons of the chapter, three seeds each."
     short = dict(training__steps=300, training__decay_steps=300, training__evaluate_every=300,
                  model__tokens=4)
-    ask = lambda name, arms, **changes: Ablation(vle_runs(), preset(name).change(**changes), arms)
+    ask = lambda name, variants, **changes: Ablation(vle_runs(), preset(name).change(**changes), variants)
     return {"loops": ask("vle_small", LOOPS), "masks": ask("vle_mask_small", {"vle mask": {}}),
             "losses": ask("vle_mask_small", MASK_LOSSES, **short),
             "places": ask("vle_mask_small", PLACES, **short),

@@ -165,19 +165,20 @@ def plot_traversals(model, z: Float[Tensor, "K D"], slot: int,
 # %% ../../nbs/86_plots.ipynb #c017
 CURVES = {"ari_fg": "ARI-FG, held out", "held_out_mse": "MSE, held out", "kl": "KL, nats"}
 
-def plot_curves(arms: dict[str, list[Record]], quantities: dict[str, str] = CURVES, against: str = "step",
+def plot_curves(variants: dict[str, list[Record]], quantities: dict[str, str] = CURVES, against: str = "step",
                 width: float = 4.2) -> Figure:
-    "A panel for each logged quantity (name -> label), a line for each arm, mean and range over its runs."
+    "A panel for each logged quantity (name -> label), a line for each variant, mean and range over its runs."
     n = len(quantities)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, n, figsize=(width * n, 2.8), squeeze=False, layout="constrained")
         for ax, (quantity, label) in zip(axes[0], quantities.items()):
-            for i, (arm, records) in enumerate(arms.items()): _arm(ax, arm, records, quantity, _colour(i))
+            for i, (name, records) in enumerate(variants.items()):
+                _variant(ax, name, records, quantity, _colour(i))
             ax.set_xlabel(against); ax.set_title(label, fontsize=9)
         axes[0, -1].legend(fontsize=8)
     return figure
 
-def _arm(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
+def _variant(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
     curves = [r.curve(quantity) for r in records]
     steps = reduce(np.intersect1d, (s for s, _ in curves))  # those that all runs have
     values = np.stack([v[np.isin(s, steps)] for s, v in curves])
