@@ -11,8 +11,11 @@ from iodine_nb.core import check_inference, seeded, takes_gradients
 from iodine_nb.experiments.experiment import Experiment, begin_with, export_weights, load_model, save_weights
 from iodine_nb.experiments.experiment import train as train_experiment
 from iodine_nb.experiments.presets import preset
+from iodine_nb.models.inputs import RefinementInputs
 from iodine_nb.models.iodine import IODINE, IODINEConfig, accumulated, loss_weights, unrolled
+from iodine_nb.models.vle import ConvLSTM
 from iodine_nb.scenes.format import Batch, SceneFile
+from iodine_nb.tools.speed import measure
 from iodine_nb.training import fit as training
 from iodine_nb.training.fit import OptimiserConfig, Ramp, Record, TrainingConfig, open_tensors
 from iodine_nb.training.metrics import evaluate
@@ -238,6 +241,16 @@ def test_no_configuration_holds_what_is_none_of_a_fields_choices():
                        (lambda: TrainingConfig(schedule="linear"), "schedule: must be .*, is 'linear'"),
                        (lambda: TINY.change(model__start="none"), "model.start: must be .*, is 'none'")):
         with pytest.raises(ValueError, match=f"^{said}$"): make()
+
+
+def test_functions_refuse_what_is_none_of_their_choices():
+    for make, said in ((lambda: loss_weights(3, "linaer"), "weights: must be 'linear' or 'port' or 'last'"),
+                       (lambda: RefinementInputs(["image"], (3, 4, 4), 2, coordinates="sine"), "coordinates"),
+                       (lambda: RefinementInputs(["image"], (3, 4, 4), 2, normalisation=""), "normalisation"),
+                       (lambda: RefinementInputs(["image"], (3, 4, 4), 2, flat="channels"), "flat_inputs"),
+                       (lambda: ConvLSTM(2, 2, "cell"), "memory_output: must be 'hidden' or 'gate'"),
+                       (lambda: measure(TINY.model, "fast", 1), "mode: must be 'port' or 'exact'")):
+        with pytest.raises(ValueError, match=f"^{said}"): make()
 
 
 @pytest.mark.parametrize("schedules, said", [

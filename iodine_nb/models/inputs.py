@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import cosine_coordinates, linear_coordinates
+from ..core import check_choice, cosine_coordinates, linear_coordinates
 from .distributions import Mixture
 
 # %% ../../nbs/12_inputs.ipynb #c005
@@ -89,6 +89,9 @@ class RefinementInputs(nn.Module):
     def __init__(self, names, image: tuple[int, int, int], latent: int, coordinates: str = "linear",
                  normalisation: str = "affine", flat: str = "joined"):
         super().__init__()
+        check_choice(coordinates, ("linear", "cosine"), "coordinates")
+        check_choice(normalisation, ("affine", "plain", "none"), "normalisation")
+        check_choice(flat, ("joined", "broadcast"), "flat_inputs")
         self.names, (c, h, w), self.broadcast = check_inputs(names), image, flat == "broadcast"
         place = linear_coordinates(h, w) if coordinates == "linear" else cosine_coordinates(h, w)
         self.register_buffer("coordinates", place, persistent=False)

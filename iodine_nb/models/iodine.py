@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_inference, check_shape, normal, takes_gradients
+from ..core import (Config, Family, Noise, check_choice, check_inference, check_shape, normal,
+                            takes_gradients)
 from ..scenes.format import Batch
 from ..training.metrics import decomposition_scores, each_tensor, lowest
 from .decoder import Decoder, DecoderConfig
@@ -241,6 +242,7 @@ def gradients(self: IODINE, e: Evaluation, also=(), keep_graph: bool = False) ->
 # %% ../../nbs/14_iodine.ipynb #c015
 def loss_weights(iterations: int, kind: str = "linear") -> list[float]:
     "w_0 to w_T: linear t/T (paper, original code), port (t+1)/(T+1), or last."
+    check_choice(kind, ("linear", "port", "last"), "weights")
     if kind == "port": return [(t + 1) / (iterations + 1) for t in range(iterations + 1)]
     return [t / iterations if kind == "linear" else float(t == iterations) for t in range(iterations + 1)]
 

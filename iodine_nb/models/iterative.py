@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import (Config, Family, Noise, check_inference, check_shape, normal,
+from ..core import (Config, Family, Noise, check_choice, check_inference, check_shape, normal,
                              takes_gradients)
 from .decoder import ACTIVATIONS
 from .distributions import posterior as posterior_of
@@ -254,13 +254,13 @@ def optimise(model: IterativeModel, images: Float[Tensor, "B C H W"], steps: int
              samples: int | None = None,  # a step; of training, if not said
              generator: torch.Generator | Noise | None = None) -> list[Estimate]:
     "The same by an optimiser on λ, one λ an image, from the prior or from `start`."
+    check_choice(method, ("sgd", "adam"), "method")
     x = binarise(images, generator)
     λ = (model.start(x) if start is None else start).clone().requires_grad_()
     optimiser = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[method]([λ], learning_rate)
     trace = []
     for t in range(steps + 1):
-        e = model.step(x, λ, generator, samples=samples)
-        trace.append(_as_data(e))
+        trace.append(_as_data(e := model.step(x, λ, generator, samples=samples)))
         λ.grad = e.gradient
         if t < steps: optimiser.step()
     return trace

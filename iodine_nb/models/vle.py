@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import Config, Family, Noise, check_inference, check_shape, normal
+from ..core import Config, Family, Noise, check_choice, check_inference, check_shape, normal
 from ..scenes.format import Batch
 from ..training.fit import Ramp, TrainingConfig
 from ..training.metrics import decomposition_scores
@@ -145,6 +145,7 @@ class ConvLSTM(nn.Module):
     "An LSTM in every pixel, its gates 3 × 3 convolutions. State: hidden and cell, each [B, hidden, H, W]."
     def __init__(self, inputs: int, hidden: int, output: str = "hidden"):
         super().__init__()
+        check_choice(output, ("hidden", "gate"), "memory_output")
         self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, 3, padding=1)
         self.project, self.output = nn.Conv2d(hidden, inputs, 1), output
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import seeded
+from ..core import check_choice, seeded
 from ..scenes.format import Batch
 from ..models.iodine import IODINE, IODINEConfig, loss_weights
 from ..training.fit import compile_networks
@@ -140,6 +140,7 @@ def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int
             compiled: bool = False) -> dict[str, float]:
     """Median seconds of a training step, its peak memory in bytes, and the machine's matrix rate; `mode` is a
     gradient mode or `port`."""
+    check_choice(mode, PASSES, "mode"); check_choice(precision, ("float32", "bfloat16"), "precision")
     call = ("import json, sys; from iodine_nb.tools.speed import _measure; "
             "print(json.dumps(_measure(**json.load(sys.stdin))))")
     how = dict(mode=mode, batch=batch, threads=threads, device=device, precision=precision, compiled=compiled)
