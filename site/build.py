@@ -32,7 +32,8 @@ EXPLORED = ("framed_sprites", "slots_clevr", "muon_clevr", "attention_tetrominoe
 DOORS = {
     "01_first_look": ("c006", "framed_sprites", 0,
                       "The first of these scenes, to take apart and to drag. The other four are there, too."),
-    "41_explorer": ("p002b", "framed_sprites", 0, "The same page, to try."),
+    "41_explorer": ("p002b", "framed_sprites", 0,
+                    "This page, to try: drag an object, or change one of its numbers."),
     "43_failures": ("c032", "muon_clevr", 0, "The first of these scenes, and the other five: choose a slot "
                     "to see what is in it, and open “How it got there”. “Infer again” tries another start."),
 }
@@ -113,6 +114,8 @@ def index() -> str:
                     f"]({SETTINGS['DEFAULT']['git_url']})", readme)
     trees = [toctree(part, [f"{name(p)} <book/{p.name}>" for p in paths])
              for part, paths in parts().items() if paths]
+    try_it = "**Without installing anything:** [choose a scene and drag its objects](gallery.md)."
+    readme = readme.replace("## Two commands", f"{try_it}\n\n## Two commands", 1)
     told = '<a href="log.xml">New entries of the log, as an Atom feed.</a>'
     return "\n\n".join([readme, told, toctree("Try it", ["gallery"]), *trees,
                         toctree("Reference", ["api/index", "contributing"])])
@@ -198,7 +201,7 @@ def gallery() -> str:
              "leaves the machine."]
     for model in EXPLORED:
         record = explored(model)
-        lines += ["", f"## {record['about']['data']}", ""]
+        lines += ["", "## {data}, {image[1]}×{image[2]}: {name}".format(**record["about"]), ""]
         for chapter in dict.fromkeys(record["chapters"]):
             few = [scene_link(model, i, "") for i, c in enumerate(record["chapters"]) if c == chapter]
             said = (f"Scenes of [{chapter}](book/{chapter}.ipynb):" if chapter else

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parent.parent
-FLOORS = ("core", "scenes", "training", "models", "experiments", "tools", "cli")
+LAYERS = ("core", "scenes", "training", "models", "experiments", "tools", "cli")
 # families that are written as extensions of others
 EXTENDS = {"slot_frame": ("iodine",), "attention_start": ("iodine", "slot_attention")}
 EXPORTED, OTHER = 20, 30            # lines of code that a cell may have
@@ -40,16 +40,16 @@ def is_family(tree: ast.Module) -> bool:
 
 
 def wrong_imports(package: Path) -> list[str]:
-    "A sentence for every import that runs up a floor, or from one family into another."
+    "A sentence for every import that runs up a layer, or from one family into another."
     known, wrong = modules(package), []
     for name, tree in known.items():
-        if (mine := name.split(".")[0]) not in FLOORS:
-            wrong.append(f"{name} is on none of the floors {', '.join(FLOORS)}")
+        if (mine := name.split(".")[0]) not in LAYERS:
+            wrong.append(f"{name} is on none of the layers {', '.join(LAYERS)}")
             continue
         for other in sorted(imported(name, tree, package.name, known)):
             theirs, (a, b) = other.split(".")[0], (name.split(".")[-1], other.split(".")[-1])
-            if theirs in FLOORS and FLOORS.index(theirs) > FLOORS.index(mine):
-                wrong.append(f"{name} imports {other}, which is a floor above it")
+            if theirs in LAYERS and LAYERS.index(theirs) > LAYERS.index(mine):
+                wrong.append(f"{name} imports {other}, which is a layer above it")
             if (mine == theirs == "models" and is_family(tree) and is_family(known[other])
                 and b not in EXTENDS.get(a, ())):
                 wrong.append(f"{name} imports {other}, but a family does not import another")
@@ -62,16 +62,16 @@ def test_imports_run_down():
 
 @pytest.mark.parametrize("where, line, said", [
     ("scenes/format.py", "from ..models.vae import VAE",
-     "scenes.format imports models.vae, which is a floor above"),
+     "scenes.format imports models.vae, which is a layer above"),
     ("scenes/format.py", "from ..models import vae",
-     "scenes.format imports models.vae, which is a floor above"),
-    ("core.py", "def f():\n    import book.cli", "core imports cli, which is a floor above"),
+     "scenes.format imports models.vae, which is a layer above"),
+    ("core.py", "def f():\n    import book.cli", "core imports cli, which is a layer above"),
     ("models/vae.py", "from .iodine import IODINE\nfamily = 0",
      "models.vae imports models.iodine, but a family does not"),
     ("models/slot_frame.py", "from book.models.iodine import IODINE\nfamily = 0", None),
     # only families are kept apart
     ("models/decoder.py", "from ..core import Config\nfrom .vae import VAE", None),
-    ("odd/new.py", "", "odd.new is on none of the floors"),
+    ("odd/new.py", "", "odd.new is on none of the layers"),
 ])
 def test_an_import_that_runs_up_is_found(tmp_path, where, line, said):
     "In a made-up package of the same shape."
