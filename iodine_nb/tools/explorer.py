@@ -189,7 +189,8 @@ class Explorer(anywidget.AnyWidget):
                  device: str = "cpu"):
         if isinstance(images, Tensor): images = scenes_from(images)
         if isinstance(model, (str, Path)): self.shown = shown(str(model), images, device=device)
-        elif images is None: raise ValueError("images: a model that is not given by its name needs pictures to be shown on")
+        elif images is None:
+            raise ValueError("images: a model that is not given by its name needs pictures to be shown on")
         else: self.shown = show(type(model).__name__, model.eval(), images[:24])
         super().__init__(models=[self.shown.about], state=state)
         self.on_msg(lambda _, content, buffers: self.hear(content, buffers))
