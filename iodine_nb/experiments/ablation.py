@@ -38,6 +38,7 @@ def signed(text: str) -> list[str]:
 
 def meant(base: Config, changes: dict) -> dict:
     "Changes of a base, with what is written for its tuples (a,b or +a,-b) as tuples."
+    if "training__seed" in changes: raise ValueError("training.seed: a variant has none, `seeds` are for it")
     found = {}
     for name, value in changes.items():
         (*path, last), at = name.split("__"), base
@@ -147,7 +148,11 @@ def run(ablation: Ablation, held_out: Path, processes: int = 1, variants: list[s
 # %% ../../nbs/20_ablation.ipynb #c010
 def final_scores(ablation: Ablation, quantity: str = "ari_fg", last: int = 3) -> dict[str, list[float]]:
     "For every variant with finished runs: of each run the mean of the last few values of a logged quantity."
-    end = lambda record: float(record.curve(quantity)[1][-last:].mean())
+    if last < 1: raise ValueError(f"last: must be at least 1, is {last}")
+    def end(record: Record) -> float:
+        if not len(values := record.curve(quantity)[1]):
+            raise ValueError(f"{record.path}: has no {quantity} in its log")
+        return float(values[-last:].mean())
     return {variant: [end(r) for r in records] for variant, records in ablation.records().items()}
 
 def variants_table(ablation: Ablation, quantities: dict[str, str] | None = None, last: int = 3) -> str:

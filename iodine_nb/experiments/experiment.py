@@ -197,8 +197,12 @@ def fitted(x: Experiment, file: SceneFile, scenes: int = 1_000) -> Experiment:
 # %% ../../nbs/21_experiment.ipynb #c014
 def build(x: Experiment, seed: int | None = None) -> nn.Module:
     "A new model; its weights come from torch's random numbers, those of `seed` if it is given."
+    family = family_of(x.kind)
+    if type(x.model).__qualname__ != family.config.__qualname__:  # a notebook's own class may be made anew
+        raise ValueError(f"model: is of {type(x.model).__name__}, {x.kind or 'a kind without a name'} needs "
+                         f"{family.config.__name__}")
     if seed is not None: torch.manual_seed(seed)
-    return family_of(x.kind).model(x.model)
+    return family.model(x.model)
 
 def held_out_scenes(x: Experiment, path: Path, scenes: int = 320, seed: int = 1) -> SceneFile:
     "A file of generated scenes to score on, made if it is not there; ValueError if it holds others."
@@ -270,7 +274,8 @@ def weights_in(path: Path) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/21_experiment.ipynb #c017
 def save_weights(path: str | Path, model: nn.Module, card: dict) -> None:
-    "Write weights and, beside them, the JSON file that describes them."
+    "Write weights and, beside them, the JSON file that describes them; ValueError if that were one file."
+    if Path(path).suffix != ".safetensors": raise ValueError(f"{path}: must end in .safetensors")
     with whole_file(path) as p: save_file(plain_tensors(model), p)
     write_json(Path(path).with_suffix(".json"), card)
 

@@ -82,6 +82,7 @@ def posterior_gradient(config: IODINEConfig, λ: Float[Tensor, "B K L"], noise: 
 def evaluate_by_hand(model: IODINE, image: Float[Tensor, "B C H W"], λ: Float[Tensor, "B K L"],
                      noise: Float[Tensor, "B K D"]) -> tuple[Evaluation, list[Tensor]]:
     "Sample, decode and compare; and the ELUs' outputs, which the way back needs."
+    check_known(model.config)
     c, q = model.config, posterior(λ, model.config.variance)
     z, paid = model.draw(q, noise)
     out, kept = decode_and_keep(model.decoder, z.flatten(0, 1))

@@ -68,6 +68,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, latent: int, image: tuple[int, int, int],  # image: C, H, W
                  first: type[BroadcastConv] = BroadcastConv):  # the first layer
         super().__init__()
+        self.latent = latent
         self.image, k, widths = image, config.kernel, [*config.channels, image[0] + 1]
         grid = [math.ceil(s / 2**config.upsampling) for s in image[1:]]
         layers = [first(latent, widths[0], k, *grid)]
@@ -79,7 +80,8 @@ class Decoder(nn.Module):
     def forward(self,
                 z: Float[Tensor, "B K D"]) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
         "Means (unbounded) and mask logits, float32 or wider whatever the precision inside."
-        (b, k), (c, h, w) = z.shape[:2], self.image
+        (b, k, d), (c, h, w) = z.shape, self.image
+        if d != self.latent: raise ValueError(f"z: must have {self.latent} numbers a slot, has {d}")
         out = self.layers(z.flatten(0, 1))[..., :h, :w].unflatten(0, (b, k))
         return out.to(z.dtype).split([c, 1], 2)
 

@@ -48,8 +48,9 @@ class IterativeConfig(Config):
 # %% ../../nbs/05_iterative.ipynb #c005a
 def _check_layers(c: IterativeConfig) -> None:
     "ValueError if the inputs or the widths of the layers cannot be."
-    if not c.inputs or set(c.inputs) - set(SEEN):
-        raise ValueError(f"inputs: must be some of {', '.join(SEEN)}, is {c.inputs}")
+    if not c.inputs or set(c.inputs) - set(SEEN) or len(set(c.inputs)) < len(c.inputs):
+        raise ValueError(f"inputs: must be some of {', '.join(SEEN)}, each once, is {c.inputs}")
+    if not c.hidden: raise ValueError("hidden: at least one layer is needed")
     if c.highway and len(set(c.hidden)) > 1:
         raise ValueError(f"hidden: a highway needs layers of one width, is {c.hidden}")
     if c.activation == "relu_pairs" and any(h % 2 for h in c.hidden):
@@ -126,6 +127,8 @@ def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float
 def binarise(image: Float[Tensor, "B C H W"],
              generator: torch.Generator | Noise | None = None) -> Float[Tensor, "B C H W"]:
     "White with the pixel's value as probability."
+    if image.numel() and not -1e-3 <= image.min() <= image.max() <= 1 + 1e-3:  # NaN is not, either
+        raise ValueError(f"images: must be from 0 to 1, are from {image.min():.4g} to {image.max():.4g}")
     draws = normal(generator, len(image), *image.shape[1:], device=image.device)
     return (torch.special.ndtr(draws) < image).to(image.dtype)
 

@@ -267,7 +267,7 @@ class AddedDecoder(nn.Module):
     "The published decoder: each slot's means and mask logits."
     def __init__(self, config: DecoderConfig, slot: int, image: tuple[int, ...]):  # image: C, H, W
         super().__init__()
-        self.image, k, layers, inputs = image, config.kernel, [], slot
+        self.image, self.latent, k, layers, inputs = image, slot, config.kernel, [], slot
         self.grid = [math.ceil(s / 2**config.upsampling) for s in image[1:]]
         for i, outputs in enumerate(config.channels):
             double = nn.ConvTranspose2d(inputs, outputs, k, 2, k // 2, output_padding=1)
@@ -280,7 +280,8 @@ class AddedDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "B K D"]
                 ) -> tuple[Float[Tensor, "B K C H W"], Float[Tensor, "B K 1 H W"]]:
-        (b, k), (c, h, w) = z.shape[:2], self.image
+        (b, k, d), (c, h, w) = z.shape, self.image
+        if d != self.latent: raise ValueError(f"z: must have {self.latent} numbers a slot, has {d}")
         out = self.layers(z.flatten(0, 1)[:, :, None, None].expand(-1, -1, *self.grid))[..., :h, :w]
         return out.unflatten(0, (b, k)).to(z.dtype).split([c, 1], 2)
 

@@ -69,6 +69,7 @@ def wrong(self: VAEConfig) -> str:
     "What does not fit together, in one sentence; empty if all does."
     (_, h, w), times, most = self.image, 2 ** (len(self.channels) - 1), math.prod(self.image)
     if self.variance <= 0: return f"variance: must be positive, is {self.variance}"
+    if not (self.channels and self.hidden): return "channels and hidden: at least one layer of each is needed"
     if not self.components:
         if self.whitened: return "whitened: only PCA's coefficients can be whitened; set components"
         if not (h % times or w % times): return ""
@@ -297,6 +298,7 @@ class VAE(nn.Module):
 def observed(self: VAE, images: Float[Tensor, "B C H W"]) -> Tensor:
     "What the networks work on: pixels [B, C, H, W], or PCA's coefficients [B, N]."
     if not self.config.components: return images
+    if not self.pca_axes.any(): raise ValueError("model: PCA's axes are not known; first call prepare")
     coefficients = (images.flatten(1) - self.pca_mean) @ self.pca_axes.T
     return coefficients / self.scale
 
@@ -408,6 +410,8 @@ def hold(self: VAE, pca: PCA) -> None:
     "Keep the first components of a fitted PCA among the model's buffers, so that they are saved with it."
     n = self.config.components
     if n > (has := len(pca.components_)): raise ValueError(f"components: {n} are needed, the PCA has {has}")
+    if (has := len(pca.mean_)) != (needed := len(self.pca_mean)):
+        raise ValueError(f"pca: is of pictures with {has} numbers, the model's have {needed}")
     self.pca_mean.copy_(torch.from_numpy(pca.mean_))
     self.pca_axes.copy_(torch.from_numpy(pca.components_[:n].copy()))
     self.pca_variance.copy_(torch.from_numpy(pca.explained_variance_[:n].copy()))

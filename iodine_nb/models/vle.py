@@ -90,6 +90,8 @@ def check_vle(c: VLEConfig) -> None:
     c.at_least(1, "tokens", "image", of="model.")
     c.network.at_least(1, "base", "multipliers", "blocks", "latent", "saliency", "saliency_blocks", "hidden",
                        of="model.network.")
+    for name in ("multipliers", "saliency"):
+        if not getattr(c.network, name): raise ValueError(f"model.network.{name}: at least one is needed")
     c.at_least(0, "kl_weight", "smoothing", "decorrelation", "mask_weight", "sharpness", of="model.")
     check_masks(c)
     side = 2 ** (len(c.network.multipliers) - 1)

@@ -128,10 +128,12 @@ def _check_look(look: Look) -> None:
     top, bottom, left, right = look.crop if len(look.crop) == 4 else (0, 0, 0, 0)
     if not (top < bottom and left < right):
         raise ValueError(f"crop: must be top < bottom, left < right, is {look.crop}")
+    if len(look.camera) != 3 or any(len(lamp) != 3 for lamp in look.lamps):
+        raise ValueError(f"camera and lamps: must be places of 3 numbers, are {look.camera} and {look.lamps}")
     if len(look.strengths) != len(look.lamps):
         raise ValueError(f"strengths: must be {len(look.lamps)}, one a lamp, are {len(look.strengths)}")
     look.at_least(1, "supersampling")
-    look.at_least(0, "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
+    look.at_least(0, "strengths", "camera_jitter", "lamp_size", "lamp_jitter", "ambient", "floor")
     for name in ("scale", "half_width"):
         if getattr(look, name) <= 0: raise ValueError(f"{name}: must be positive, is {getattr(look, name)}")
 
@@ -523,6 +525,9 @@ def norb(category, instance, elevation, azimuth, lighting,  # ints or int arrays
     "Stereo pairs of grey pictures of toys, and where the toy is in each."
     factors = np.atleast_1d(category, instance, elevation, azimuth, lighting)
     factors = np.broadcast_arrays(*factors)
+    for (name, count), v in zip(NORB_FACTORS.items(), factors):
+        if v.size and not 0 <= v.min() <= v.max() < count:
+            raise ValueError(f"{name}: must be from 0 to {count - 1}, is from {v.min()} to {v.max()}")
     parts = [_some_norb(*(v[i:i + 64] for v in factors), size, device) for i in range(0, len(factors[0]), 64)]
     return tuple(np.concatenate(p) for p in zip(*parts))
 

@@ -112,6 +112,7 @@ def _wrong_shapes(s: Scenes) -> Iterator[str]:
     if len(s.visibility) != n: yield f"visibility: has {len(s.visibility)} rows for {n} images"
     if s.mask is not None: yield from _wrong_mask(s.mask, (n, h, w), s.visibility)
     for k, v in s.factors.items():
+        if not k or "/" in k: yield f"factors/{k}: a name must not be empty, nor hold a /"
         if v.shape[:2] != (n, e): yield f"factors/{k}: must begin with {[n, e]}, is {list(v.shape)}"
         if v.dtype.kind not in _KINDS: yield f"factors/{k}: must be numbers or true and false, is {v.dtype}"
         if v.dtype.kind == "f" and not np.isfinite(v).all(): yield f"factors/{k}: holds NaN or infinity"
@@ -315,7 +316,7 @@ class Batch:
     @classmethod
     def of(cls, scenes: Scenes) -> "Batch":
         "Scenes in memory as a batch."
-        return _as_batch(_tensors(scenes))
+        return _as_batch(_tensors(check_scenes(scenes)))
 
 # %% ../../nbs/83_data.ipynb #b2ab5c82
 def _tensors(scenes: Scenes, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -334,7 +335,8 @@ class Loader:
     "Batches of a scene file as a function of the step."
     def __init__(self, file: SceneFile, batch_size: int, seed: int = 0, device: str | torch.device = "cpu",
                  limit: int | None = None, memory: int = 8 << 30):  # bytes; a larger file streams
-        self.scenes = min(len(file), limit or len(file))
+        if batch_size < 1: raise ValueError(f"batch_size: must be at least 1, is {batch_size}")
+        self.scenes = min(len(file), len(file) if limit is None else limit)
         if self.scenes < batch_size:
             raise ValueError(f"{file.path}: has {self.scenes} scenes, fewer than a batch of {batch_size}")
         self.file, self.batch_size, self.seed, self.device = file, batch_size, seed, device
@@ -393,6 +395,9 @@ class Generated:
         self.path, self.make, self.part, self.parameters = name, make, part, parameters
         probe = self._make(1, np.random.default_rng(0))
         self.shape, self.has_masks = tuple(probe.image.shape[1:]), probe.mask is not None
+        if not 0 <= probe.image.min() <= probe.image.max() <= 1:
+            raise ValueError(f"{name}: images must be from 0 to 1, are from {probe.image.min():.4g} "
+                             f"to {probe.image.max():.4g}")
 
     def _make(self, n: int, rng: np.random.Generator) -> Batch:
         made = self.make(n, rng)
@@ -582,7 +587,10 @@ def crop_and_resize(s: Scenes,
                     crop: tuple[int, int, int, int] | None,  # rows from, to; columns from, to
                     size: tuple[int, int] | None) -> Scenes:  # height and width
     "Crop, then resize: images bilinearly, masks by nearest neighbour."
-    top, bottom, left, right = crop or (None,) * 4
+    top, bottom, left, right = crop or (0, s.image.shape[1], 0, s.image.shape[2])
+    if not (0 <= top < bottom <= s.image.shape[1] and 0 <= left < right <= s.image.shape[2]):
+        raise ValueError(f"crop: must be rows from, to, columns from, to within {list(s.image.shape[1:3])}, "
+                         f"is {crop}")
     image, mask = (None if v is None else v[:, top:bottom, left:right] for v in (s.image, s.mask))
     if size and image.shape[1:3] != tuple(size):
         image = _resized(image, size, False)

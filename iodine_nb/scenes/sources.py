@@ -314,6 +314,8 @@ def import_arrays(path: str | Path, out: str | Path,
                   factors: tuple[str, ...] = (),  # [N, E] or [N, E, d]; of one thing also [N] or [N, d]
                   size: tuple[int, int] | None = None, split: str = "train", part: int = 512) -> int:
     "Import an .npz, .npy, or HDF5 file of another layout, into a scene file; return how many scenes it has."
+    if len({k.rsplit("/", 1)[-1] for k in factors}) < len(factors):
+        raise ValueError(f"factors: {', '.join(factors)} would not all have names of their own")
     arrays = _Arrays(path)
     n = _count_rows(arrays, image, [k for k in (mask, *factors) if k])
     pieces = [slice(i, min(i + part, n)) for i in range(0, n, part)]

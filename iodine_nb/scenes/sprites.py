@@ -10,6 +10,7 @@ __all__ = ['CELL', 'TETROMINOES', 'COLOURS', 'SCHEMES', 'TEXTURES', 'SPRITES', '
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from ..core import check_choice
 from .format import Scenes, check_scenes, entity_areas, with_background
 
 # %% ../../nbs/81_sprites.ipynb #c005
@@ -81,6 +82,7 @@ SCHEMES, TEXTURES = ("own", "two", "one", "hue", "grey"), ("flat", "noise", "gra
 
 def recoloured(rng: np.random.Generator, colour, scheme: str):
     "The colours [n, S, 3] (0 to 1, or bytes of 0 and 1) of n scenes' objects, made alike as the scheme says."
+    check_choice(scheme, SCHEMES, "colours")
     n, s, _ = colour.shape
     if scheme == "grey": return colour.max(2, keepdims=True).repeat(3, 2)
     first = colour[:, :1]
@@ -99,6 +101,7 @@ def recoloured(rng: np.random.Generator, colour, scheme: str):
 # %% ../../nbs/81_sprites.ipynb #02c0a002
 def textured(rng: np.random.Generator, image, mask, objects: int, texture: str):
     "Images [n, H, W, C] with this texture on up to so many objects, and its factors, if it has any."
+    check_choice(texture, TEXTURES, "texture")
     n, h, w = mask.shape
     if texture == "flat": return image, {}
     if texture == "noise": bright, factors = rng.random((n, h, w), np.float32), {}

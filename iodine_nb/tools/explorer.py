@@ -158,6 +158,7 @@ def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16,
           device: str = "cpu") -> Shown:
     """Weights (a name, or a .safetensors file) with the first of these scenes, or with generated ones;
     ValueError if scenes and model do not fit."""
+    if count < 1: raise ValueError(f"count: must be at least 1, is {count}")
     (x, card), model = card_of(name), load_model(name)[0].to(chosen_device(device))
     scenes = example_scenes(name, count) if scenes is None else scenes[:count]
     n, h, w, c = scenes.image.shape
@@ -167,6 +168,8 @@ def shown(name: str, scenes: Scenes | SceneFile | None = None, count: int = 16,
 # %% ../../nbs/41_explorer.ipynb #p015
 def page_html(models: list[Shown]) -> str:
     "The page, in which everything stands that it needs; ValueError names what its engine does not know."
+    if len({m.name for m in models}) < len(models):
+        raise ValueError(f"models: {', '.join(m.name for m in models)} are not all of different names")
     return one_file([m.about for m in models], {m.name: page_bytes(m.model) for m in models},
                     {m.name: packed(m.images.tobytes()) for m in models})
 

@@ -178,8 +178,11 @@ def plot_curves(variants: dict[str, list[Record]], quantities: dict[str, str] = 
         axes[0, -1].legend(fontsize=8)
     return figure
 
+# %% ../../nbs/86_plots.ipynb #c0171
 def _variant(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
     curves = [r.curve(quantity) for r in records]
+    if wrong := [r.path for r, (_, v) in zip(records, curves) if not len(v)]:
+        raise ValueError(f"{wrong[0]}: has no {quantity} in its log")
     steps = reduce(np.intersect1d, (s for s, _ in curves))  # those that all runs have
     values = np.stack([v[np.isin(s, steps)] for s, v in curves])
     ax.plot(steps, values.mean(0), color=colour, label=name, lw=1.3)

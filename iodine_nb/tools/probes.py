@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core import chosen_device, device_of, seeded, write_json
 from ..experiments.experiment import Experiment, load_model, weights_path
 from ..scenes.format import Batch, Scenes
-from ..training.metrics import ANGLES, KINDS, TakesApart, disentanglement, matched_slots
+from ..training.metrics import ANGLES, KINDS, TakesApart, check_rows, disentanglement, matched_slots
 
 # %% ../../nbs/48_what_a_number_means.ipynb #l002
 PROPERTIES = ("x", "y", "size", "hue", "lightness", "saturation", "shape", "turn")
@@ -385,7 +385,7 @@ def dci(latents: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed:
     kinds the part of the chance errors that are avoided. Also each factor's score, and the importances."""
     order, scores, importance = np.random.default_rng(seed).permutation(len(latents)), {}, []
     fit, test = order[:2 * len(order) // 3], order[2 * len(order) // 3:]
-    for name, (y, kinds) in _targets(factors).items():
+    for name, (y, kinds) in _targets(check_rows(factors, len(latents))).items():
         kind = RandomForestClassifier if kinds else RandomForestRegressor
         forest = kind(100, min_samples_leaf=3, max_features=1., random_state=seed)
         score = forest.fit(latents[fit], y[fit]).score(latents[test], y[test])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..core import Noise, chosen_device, whole_file
+from ..core import Noise, check_choice, chosen_device, whole_file
 from ..experiments.experiment import card_of, load_model, scenes_of
 from ..scenes.format import Batch, SceneFile, mask_known
 from .plots import SLOT_COLOURS, STYLE, _picture, _segments
@@ -105,7 +105,7 @@ def figure_of(weights: str | Path, file: SceneFile, what: str = "decomposition",
               first: int = 0, width: float = 3.25, seed: int = 0, device: str = "cpu") -> tuple[Figure, str]:
     """A view of some scenes by these weights, and their scores in words. ValueError if the model has no
     `infer` (or no `decode`, for a traversal), or the file not so many scenes."""
-    check_view(scenes, first, width, seed)
+    check_view(scenes, first, width, seed); check_choice(what, VIEWS, "what")
     model, device = load_model(weights)[0], chosen_device(device)
     for needed in ("infer", *["decode"] * (what == "traversal")):
         if not hasattr(model, needed):

@@ -46,6 +46,9 @@ class Clusters(nn.Module):
 
     def infer(self, images: Float[Tensor, "B C H W"], generator=None) -> list[Clustered]:
         "The only iteration; nothing in it is random."
+        if images.shape[1] not in (1, 3) or not -1e-3 <= images.min() <= images.max() <= 1 + 1e-3:
+            raise ValueError(f"images: must be [B, 1 or 3, H, W] from 0 to 1, are {list(images.shape)} from "
+                             f"{images.min():.4g} to {images.max():.4g}")
         return [clustered(images, torch.stack([self.labels(i) for i in images]), self.slots)]
 
 # %% ../../nbs/22_baselines.ipynb #25c0a007
@@ -69,5 +72,5 @@ def baselines(slots: int) -> dict[str, Clusters]:
 
 def baseline_scores(batch: Batch, slots: int) -> dict[str, dict[str, list[float]]]:
     "The mean scores of every baseline over a batch: name -> {score: [value]}."
-    return {name: {score: [v.mean().item()] for score, v in decomposition_scores(model, batch).items()}
+    return {name: {score: [v.nanmean().item()] for score, v in decomposition_scores(model, batch).items()}
             for name, model in baselines(slots).items()}

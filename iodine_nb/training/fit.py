@@ -180,7 +180,8 @@ def difference(a, b, where: str = "") -> str | None:
         inside = (difference(a.get(k), b.get(k), f"{where}.{k}".lstrip("."))
                   for k in sorted(a.keys() | b.keys()))
         return next(filter(None, inside), None)
-    return None if json.dumps(a) == json.dumps(b) else f"{where} is {json.dumps(a)}, here {json.dumps(b)}"
+    same = json.loads(json.dumps(a)) == json.loads(json.dumps(b))  # 5 is 5.0, a tuple is a list
+    return None if same else f"{where} is {json.dumps(a)}, here {json.dumps(b)}"
 
 # %% ../../nbs/17_training.ipynb #c007a
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, config: dict) -> int:

@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'OF_MASKS', 'KINDS', 'ANGLES', 'contingency', 'adjusted_rand_index', 'intersection_over_union',
            'match_slots', 'mean_iou', 'Decomposition', 'TakesApart', 'each_tensor', 'lowest', 'segmentation_scores',
            'decomposition_scores', 'loss_scores', 'evaluate', 'mean_and_spread', 'score_table', 'way_of', 'card_table',
-           'matched_slots', 'object_latents', 'probe_factors', 'disentanglement']
+           'matched_slots', 'object_latents', 'check_rows', 'probe_factors', 'disentanglement']
 
 # %% ../../nbs/16_metrics.ipynb #c002
 import inspect, math
@@ -94,6 +94,18 @@ def lowest(losses: list[Float[Tensor, "B"]]) -> Int[Tensor, "B"]:
     "Which of several runs has the lowest loss, for each image; one that broke down (NaN) is the last choice."
     return torch.stack(losses).nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0)
 
+# %% ../../nbs/16_metrics.ipynb #16d0lab1
+def _check_labels(true: Tensor, predicted: Tensor) -> None:
+    "ValueError says what is wrong with two divisions of the same pictures."
+    if true.shape != predicted.shape:
+        raise ValueError(f"predicted: is {list(predicted.shape)}, the true labels are {list(true.shape)}")
+    for name, labels in (("true", true), ("predicted", predicted)):
+        if labels.ndim != 3 or labels.is_floating_point():
+            raise ValueError(f"{name}: must be whole numbers [B, H, W], are {labels.dtype} "
+                             f"{list(labels.shape)}")
+        if len(found := labels[(labels < 0) | (labels > 65_535)]):
+            raise ValueError(f"{name}: labels must be from 0 to 65,535, one is {int(found[0])}")
+
 # %% ../../nbs/16_metrics.ipynb #c013
 SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 OF_MASKS = ("ari_fg", "ari", "miou")
@@ -102,11 +114,7 @@ def segmentation_scores(true: Integer[Tensor, "B H W"],
                         predicted: Integer[Tensor, "B H W"]) -> dict[str, Float[Tensor, "B"]]:
     """ARI-FG, ARI and mIoU of every image, NaN where the true mask is not known; ValueError unless labels are
     0 or more and the shapes are the same."""
-    if true.shape != predicted.shape:
-        raise ValueError(f"predicted: is {list(predicted.shape)}, the true labels are {list(true.shape)}")
-    for name, labels in (("true", true), ("predicted", predicted)):
-        if len(found := labels[(labels < 0) | (labels > 65_535)]):
-            raise ValueError(f"{name}: labels must be from 0 to 65,535, one is {int(found[0])}")
+    _check_labels(true, predicted)
     if not (known := mask_known(true)).all():
         found = segmentation_scores(true[known], predicted[known]) if known.any() else {}
         nowhere = torch.full((len(true),), torch.nan, dtype=torch.float64, device=true.device)
@@ -124,6 +132,8 @@ def decomposition_scores(model, batch: Batch, generator: torch.Generator | Noise
     last = model.infer(batch.image, generator=generator, **infer)[-1]
     mse = dict(mse=((last.reconstruction - batch.image) ** 2).mean((1, 2, 3)))
     if batch.mask is None: return mse
+    if by == "explanation" and not hasattr(last, "explanation"):
+        raise ValueError("by: this model has masks only, and no explanation of pixels by slots")
     return segmentation_scores(batch.mask, last.segmentation if by == "masks" else last.explanation) | mse
 
 # %% ../../nbs/16_metrics.ipynb #c013a
@@ -252,11 +262,18 @@ def _columns(factors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool
                       for i, c in enumerate(v.reshape(len(v), -1).T)}
     return {k: (c, kinds) for k, (c, kinds) in found.items() if len(np.unique(c)) > 1}
 
+# %% ../../nbs/16_metrics.ipynb #16d0row1
+def check_rows(factors: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    "Return factors that have a row for each of so many latents; ValueError names one that has not."
+    for k, v in factors.items():
+        if len(v) != rows: raise ValueError(f"factors/{k}: has {len(v)} rows for {rows} latents")
+    return factors
+
 # %% ../../nbs/16_metrics.ipynb #c024
 def probe_factors(z: Float[np.ndarray, "M D"], factors: dict[str, np.ndarray], seed: int = 0):
     """How well each factor is read from latents, and DCI: ({factor: scores}, importances [D, F],
     {disentanglement, completeness})."""
-    columns, scores, importance = _columns(factors), {}, []
+    columns, scores, importance = _columns(check_rows(factors, len(z))), {}, []
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
     order = np.random.default_rng(seed).permutation(len(z))
     fit, test = order[:2 * len(z) // 3], order[2 * len(z) // 3:]
