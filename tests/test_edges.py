@@ -1,5 +1,6 @@
 """Where a wrong number could look right: runs, weights, configurations and pictures to be refused."""
-import json, math, multiprocessing, sys, time, types
+import json, math, multiprocessing, subprocess, sys, time, types
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,6 +252,25 @@ def test_functions_refuse_what_is_none_of_their_choices():
                        (lambda: ConvLSTM(2, 2, "cell"), "memory_output: must be 'hidden' or 'gate'"),
                        (lambda: measure(TINY.model, "fast", 1), "mode: must be 'port' or 'exact'")):
         with pytest.raises(ValueError, match=f"^{said}"): make()
+
+
+def test_users_calls_are_refused_too():
+    "Without the types that these tests check everywhere, as the library is used: a process of its own."
+    found = subprocess.run([sys.executable, Path(__file__).with_name("refusals.py")], capture_output=True,
+                           text=True, timeout=120)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_weights_are_not_written_where_their_description_goes(tmp_path):
+    for name in ("w.json", "w.pt", "w"):
+        with pytest.raises(ValueError, match="must end in .safetensors"):
+            save_weights(tmp_path / name, torch.nn.Linear(1, 1), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_knows_its_configuration_again_by_value():
+    assert training.difference({"clip": 5, "at": (1, 2)}, {"clip": 5., "at": [1, 2]}) is None
+    assert training.difference({"clip": 5}, {"clip": 6.}) == "clip is 5, here 6.0"
 
 
 @pytest.mark.parametrize("schedules, said", [
