@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from iodine_nb.core import Noise, normal
-from iodine_nb.experiments.experiment import build
+from iodine_nb.experiments.ablation import meant, small
+from iodine_nb.experiments.experiment import arguments_of, build
 from iodine_nb.models.decoder import Decoder, DecoderConfig
 from iodine_nb.models.iodine import IODINEConfig
 from iodine_nb.models.iterative import binarise
 from iodine_nb.models.slot_attention import AddedDecoder
 from iodine_nb.models.vae import VAE, VAEConfig
-from iodine_nb.models.vle import VLEConfig
+from iodine_nb.models.vle import NetworkConfig, VLEConfig
 from iodine_nb.scenes.clevr import Look, norb
 from iodine_nb.scenes.format import Batch, Generated, Loader, crop_and_resize
 from iodine_nb.scenes.sprites import recoloured, tetrominoes, textured
@@ -22,12 +23,19 @@ from iodine_nb.tools.probes import dci
 from iodine_nb.tools.watch import figure_of
 from iodine_nb.training.baselines import Clusters
 from iodine_nb.training.fit import TrainingConfig
-from iodine_nb.training.metrics import probe_factors, segmentation_scores
+from iodine_nb.training.metrics import contingency, matched_slots, probe_factors, segmentation_scores
 from small import TINY
 
 GREY, FOUR = torch.rand(2, 3, 8, 8), tetrominoes(4, np.random.default_rng(0), cell=2)
 LABELS, SMALL = torch.randint(0, 3, (2, 8, 8)), DecoderConfig((4,), 3)
 PCA_VAE = VAE(VAEConfig((1, 8, 8), components=3, likelihood="gaussian"))
+
+
+class Odd(torch.nn.Module):
+    "A model of one's own, whose argument no file could say."
+    def __init__(self, width: int = 2.5): super().__init__()
+
+
 TWICE = [types.SimpleNamespace(name="w")] * 2
 
 CALLS = [
@@ -58,6 +66,12 @@ CALLS = [
     (lambda: PCA_VAE.infer(GREY[:, :1]), "model: PCA's axes are not known"),
     (lambda: probe_factors(np.zeros((9, 2)), {"x": np.zeros(8)}), "factors/x: has 8 rows for 9 latents"),
     (lambda: dci(np.zeros((9, 2)), {"x": np.arange(18.)}), "factors/x: has 18 rows for 9 latents"),
+    (lambda: contingency(LABELS, LABELS, 2, 3), "true: labels must be below 2, one is 2"),
+    (lambda: matched_slots(None, None, 3), "mask: objects are matched"),
+    (lambda: small("relux"), "variant: must be 'base' or"),
+    (lambda: meant(TINY, {"training__seed": 3}), "training.seed: a variant has none"),
+    (lambda: arguments_of(Odd), "Odd: width: must be"),
+    (lambda: VLEConfig(network=NetworkConfig(dropout=2.)), "model.network.dropout: must be below 1, is 2.0"),
     (lambda: figure_of("desk", None, "iteration"), "what: must be 'decomposition' or"),
     (lambda: norb(0, 0, 0, 0, -1), "lighting: must be from 0 to 5, is from -1 to -1"),
     (lambda: Look(camera=(1., 2.)), "camera and lamps: must be places of 3 numbers"),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import ttest_ind
 
-from ..core import Config, book_folder, file_hash, markdown_table, read_json
+from ..core import Config, check_choice, book_folder, file_hash, markdown_table, read_json
 from .experiment import Experiment, experiment_of, held_out_scenes, train
 from .presets import PORT, preset
 from ..models.inputs import ALL_INPUTS
@@ -210,6 +210,7 @@ VARIANTS |= {  # gradients, starts, iterations, and the rest
 # %% ../../nbs/20_ablation.ipynb #c013
 def small(*variants: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 6_000) -> Ablation:
     "The log's ablation with these variants, up to this step."
+    for name in variants: check_choice(name, VARIANTS, "variant")
     base = preset("small").change(training__steps=steps)
     return Ablation(runs_folder() / "small", base, {a: VARIANTS[a] for a in variants}, seeds)
 
@@ -266,6 +267,7 @@ def compared(ablation: Ablation, baseline: dict[str, float] | None = None, again
     rows = []
     for quantity, (label, unit, form) in COMPARED.items():
         runs = {name: np.array(v) * unit for name, v in final_scores(ablation, quantity).items()}
+        check_choice(against, runs, "against")
         for name, values in runs.items():
             row = [label, name, " ".join(f"{v:{form}}" for v in values), f"{values.mean():{form}}"]
             difference, low, high = welch(values, runs[against])

@@ -24,7 +24,7 @@ from torch import nn
 
 from .. import models
 from ..core import (Config, Family, book_folder, check_shape, default_device, file_hash, read_json,
-                            whole_file, write_json)
+                            read_value, whole_file, write_json)
 from ..scenes.clevr import Look, clevr
 from ..scenes.format import Generated, SceneFile
 from ..scenes.norb import SPLITS, toy_scenes
@@ -70,6 +70,7 @@ def arguments_of(cls: type[nn.Module]) -> list[tuple]:
         if p.name not in hints or p.default is p.empty:
             raise ValueError(f"{cls.__name__}: the argument {p.name!r} of its constructor needs a type and a "
                              "default, as it is a field of the model's configuration")
+        read_value(hints[p.name], p.default, f"{cls.__name__}: {p.name}")
     return [(p.name, hints[p.name], p.default) for p in found]
 
 # %% ../../nbs/21_experiment.ipynb #c0062

@@ -92,6 +92,9 @@ def check_vle(c: VLEConfig) -> None:
                        of="model.network.")
     for name in ("multipliers", "saliency"):
         if not getattr(c.network, name): raise ValueError(f"model.network.{name}: at least one is needed")
+    c.network.at_least(0, "dropout", "middle", of="model.network.")
+    if c.network.dropout >= 1:
+        raise ValueError(f"model.network.dropout: must be below 1, is {c.network.dropout}")
     c.at_least(0, "kl_weight", "smoothing", "decorrelation", "mask_weight", "sharpness", of="model.")
     check_masks(c)
     side = 2 ** (len(c.network.multipliers) - 1)

@@ -28,6 +28,9 @@ from ..scenes.format import Batch, Loader, SceneFile, Scenes, mask_known, shows_
 def contingency(true: Integer[Tensor, "B *P"], predicted: Integer[Tensor, "B *P"], entities: int,
                 slots: int) -> Float[Tensor, "B E K"]:
     "How many pixels of each true entity went to each slot."
+    for name, labels, most in (("true", true, entities), ("predicted", predicted, slots)):
+        if labels.numel() and labels.max() >= most:
+            raise ValueError(f"{name}: labels must be below {most}, one is {int(labels.max())}")
     cell = true.long().flatten(1) * slots + predicted.long().flatten(1)
     counts = torch.zeros(len(cell), entities * slots, dtype=torch.long, device=cell.device).scatter_add_(1,
         cell, torch.ones_like(cell))
@@ -221,6 +224,7 @@ def matched_slots(last: Decomposition, mask: Integer[Tensor, "B H W"], entities:
                   least_iou: float = .5) -> tuple[Tensor, Tensor, Tensor]:
     """The objects that have a slot, one to one: the picture, the entity (1 is the first object) and the slot
     of each, [M]. The IoU, over the objects' pixels, is above `least_iou`."""
+    if mask is None: raise ValueError("mask: objects are matched with slots by masks, and there are none")
     mask = mask * mask_known(mask)[:, None, None]  # no objects where they are not known
     iou = intersection_over_union(contingency(mask, last.segmentation, entities, last.masks.shape[1])[:, 1:])
     slot = match_slots(iou)
