@@ -178,7 +178,7 @@ def plot_curves(variants: dict[str, list[Record]], quantities: dict[str, str] = 
         axes[0, -1].legend(fontsize=8)
     return figure
 
-# %% ../../nbs/86_plots.ipynb #c0171
+# %% ../../nbs/86_plots.ipynb #c017v
 def _variant(ax, name: str, records: list[Record], quantity: str, colour: str) -> None:
     curves = [r.curve(quantity) for r in records]
     if wrong := [r.path for r, (_, v) in zip(records, curves) if not len(v)]:
