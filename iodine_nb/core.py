@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['read_value', 'check_finite', 'unknown_field', 'Config', 'check_choice', 'Family', 'linear_coordinates',
            'cosine_coordinates', 'seeded', 'Noise', 'normal', 'default_device', 'chosen_device', 'whole_file',
-           'write_json', 'read_json', 'file_hash', 'check_shape', 'device_of', 'check_inference', 'takes_gradients',
-           'markdown_table', 'book_folder']
+           'write_json', 'read_json', 'file_hash', 'check_shape', 'device_of', 'check_range', 'check_inference',
+           'takes_gradients', 'markdown_table', 'book_folder']
 
 # %% ../nbs/80_core.ipynb #c002
 import dataclasses, difflib, errno, functools, hashlib, json, os, platform, sys, tempfile, typing
@@ -259,6 +259,13 @@ def device_of(model) -> torch.device:
     weights = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in weights), torch.device("cpu"))
 
+def check_range(images: Tensor, name: str) -> None:
+    "ValueError unless pictures are from 0 to 1, but for rounding; `name`: whose."
+    if not images.numel(): return
+    low, high = (v.item() for v in images.detach().aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so is NaN
+        raise ValueError(f"{name}: must be from 0 to 1, are from {low:.4g} to {high:.4g}")
+
 def check_inference(model: nn.Module, images: Tensor) -> None:
     "ValueError, before a model infers, if it cannot read these pictures, or if its weights are not finite."
     model.check_images(tuple(images.shape[1:]), "images")
@@ -267,10 +274,7 @@ def check_inference(model: nn.Module, images: Tensor) -> None:
     own = next((p.dtype for p in model.parameters()), images.dtype)
     if images.dtype != own:
         raise ValueError(f"images: must be {own} from 0 to 1, as the model's weights are, are {images.dtype}")
-    if not images.numel(): return
-    low, high = (v.item() for v in images.detach().aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so is NaN
-        raise ValueError(f"images: must be from 0 to 1, are from {low:.4g} to {high:.4g}")
+    check_range(images, "images")
 
 # %% ../nbs/80_core.ipynb #3f1c0a06
 def takes_gradients(method: Callable) -> Callable:

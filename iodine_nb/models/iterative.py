@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import (Config, Family, Noise, check_choice, check_inference, check_shape, normal,
-                             takes_gradients)
+from ..core import (Config, Family, Noise, check_choice, check_inference, check_range, check_shape,
+                             normal, takes_gradients)
 from .decoder import ACTIVATIONS
 from .distributions import posterior as posterior_of
 from ..scenes.format import Batch
@@ -127,8 +127,7 @@ def estimate(self: IterativeModel, x: Float[Tensor, "B C H W"], posterior: Float
 def binarise(image: Float[Tensor, "B C H W"],
              generator: torch.Generator | Noise | None = None) -> Float[Tensor, "B C H W"]:
     "White with the pixel's value as probability."
-    if image.numel() and not -1e-3 <= image.min() <= image.max() <= 1 + 1e-3:  # NaN is not, either
-        raise ValueError(f"images: must be from 0 to 1, are from {image.min():.4g} to {image.max():.4g}")
+    check_range(image, "images")
     draws = normal(generator, len(image), *image.shape[1:], device=image.device)
     return (torch.special.ndtr(draws) < image).to(image.dtype)
 

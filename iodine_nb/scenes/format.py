@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import file_hash, seeded, whole_file
+from ..core import check_range, file_hash, seeded, whole_file
 
 # %% ../../nbs/83_data.ipynb #8b932565
 @dataclass
@@ -395,9 +395,7 @@ class Generated:
         self.path, self.make, self.part, self.parameters = name, make, part, parameters
         probe = self._make(1, np.random.default_rng(0))
         self.shape, self.has_masks = tuple(probe.image.shape[1:]), probe.mask is not None
-        if not 0 <= probe.image.min() <= probe.image.max() <= 1:
-            raise ValueError(f"{name}: images must be from 0 to 1, are from {probe.image.min():.4g} "
-                             f"to {probe.image.max():.4g}")
+        check_range(probe.image, f"{name}: images")
 
     def _make(self, n: int, rng: np.random.Generator) -> Batch:
         made = self.make(n, rng)

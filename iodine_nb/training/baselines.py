@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from ..core import linear_coordinates
+from ..core import check_range, linear_coordinates
 from ..scenes.format import Batch
 from .metrics import decomposition_scores
 
@@ -46,9 +46,9 @@ class Clusters(nn.Module):
 
     def infer(self, images: Float[Tensor, "B C H W"], generator=None) -> list[Clustered]:
         "The only iteration; nothing in it is random."
-        if images.shape[1] not in (1, 3) or not -1e-3 <= images.min() <= images.max() <= 1 + 1e-3:
-            raise ValueError(f"images: must be [B, 1 or 3, H, W] from 0 to 1, are {list(images.shape)} from "
-                             f"{images.min():.4g} to {images.max():.4g}")
+        check_range(images, "images")
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images: must be [B, 1 or 3, H, W], are {list(images.shape)}")
         return [clustered(images, torch.stack([self.labels(i) for i in images]), self.slots)]
 
 # %% ../../nbs/22_baselines.ipynb #25c0a007
