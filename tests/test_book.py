@@ -109,8 +109,8 @@ def test_readme_says_what_the_other_trainings_reached():
         return f"{np.mean(found[quantity]):.2f}".lstrip("0")
     same, = {of("slots_clevr", seed, "ari_fg") for seed in range(3)}
     said = (f"The other two of `slots_clevr` have the same ARI-FG, {same}, and an ARI of "
-            f"{of('slots_clevr', 0, 'ari')} and {of('slots_clevr', 1, 'ari')}; one of `attention_clevr` has an "
-            f"ARI-FG of {of('attention_clevr', 1, 'ari_fg')}.")
+            f"{of('slots_clevr', 0, 'ari')} and {of('slots_clevr', 1, 'ari')}; one of `attention_clevr` has "
+            f"an ARI-FG of {of('attention_clevr', 1, 'ari_fg')}.")
     assert said in (TOP / "README.md").read_text()
 
 
