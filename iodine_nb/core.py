@@ -142,7 +142,10 @@ def cosine_coordinates(height: int, width: int, frequencies: int = 3) -> Float[T
 
 # %% ../nbs/80_core.ipynb #c017
 def seeded(*numbers: int, device: str | torch.device = "cpu") -> torch.Generator:
-    "A torch generator whose stream is a function of these whole numbers alone."
+    "A torch generator whose stream is a function of these whole numbers (from 0 up) alone."
+    for n in numbers:
+        if not isinstance(n, (int, np.integer)) or n < 0:
+            raise ValueError(f"seed: must be a whole number from 0 up, is {n!r}")
     state = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 

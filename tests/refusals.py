@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from iodine_nb.core import Noise, normal
+from iodine_nb.core import Noise, normal, seeded
 from iodine_nb.experiments.ablation import meant, small
 from iodine_nb.experiments.experiment import arguments_of, build
 from iodine_nb.models.decoder import Decoder, DecoderConfig
@@ -19,7 +19,9 @@ from iodine_nb.scenes.clevr import Look, norb
 from iodine_nb.scenes.format import Batch, Generated, Loader, crop_and_resize
 from iodine_nb.scenes.sprites import recoloured, tetrominoes, textured
 from iodine_nb.tools.explorer import page_html
+from iodine_nb.tools.plots import plot_decomposition, plot_iterations
 from iodine_nb.tools.probes import dci
+from iodine_nb.tools.speed import measure
 from iodine_nb.tools.watch import figure_of
 from iodine_nb.training.baselines import Clusters
 from iodine_nb.training.fit import TrainingConfig
@@ -36,6 +38,8 @@ class Odd(torch.nn.Module):
     def __init__(self, width: int = 2.5): super().__init__()
 
 
+FOUR_PICTURES = Batch.of(FOUR).image
+DRAWN = types.SimpleNamespace(masks=torch.ones(4, 1, 1, 14, 14), reconstruction=FOUR_PICTURES)
 TWICE = [types.SimpleNamespace(name="w")] * 2
 
 CALLS = [
@@ -78,6 +82,11 @@ CALLS = [
     (lambda: recoloured(None, np.ones((1, 1, 3)), "gray"), "colours: must be 'own' or"),
     (lambda: textured(None, None, LABELS.numpy(), 2, "grtaing"), "texture: must be 'flat' or"),
     (lambda: normal(Noise((0,), torch.arange(1), 1), 4, 2, device="cpu"), "generator: draws noise for 1 row"),
+    (lambda: seeded(0, -1), "seed: must be a whole number from 0 up, is -1"),
+    (lambda: measure(IODINEConfig(), "truncated", 2, threads=0), "threads: must be at least 1, is 0"),
+    (lambda: plot_decomposition(GREY, DRAWN), r"images: \(2, 3, 8, 8\), but the decomposition is of"),
+    (lambda: plot_decomposition(FOUR_PICTURES[:3], DRAWN), "images: .*, but the decomposition is of"),
+    (lambda: plot_iterations(GREY, [DRAWN]), "images: .*, but the decomposition is of"),
     (lambda: page_html(TWICE), "models: w, w are not all of different names")]
 
 

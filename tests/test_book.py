@@ -103,6 +103,17 @@ def test_readme_and_the_table_of_scores_quote_the_weights():
     assert wrong(row, names) == ["desk, best of 3: ari_fg 0.995"]
 
 
+def test_readme_says_what_the_other_trainings_reached():
+    def of(name, seed, quantity):
+        found = json.loads((TOP / f"data/runs/{name}-seed-{seed}/scores.json").read_text())["best_of_1"]
+        return f"{np.mean(found[quantity]):.2f}".lstrip("0")
+    same, = {of("slots_clevr", seed, "ari_fg") for seed in range(3)}
+    said = (f"The other two of `slots_clevr` have the same ARI-FG, {same}, and an ARI of "
+            f"{of('slots_clevr', 0, 'ari')} and {of('slots_clevr', 1, 'ari')}; one of `attention_clevr` has "
+            f"an ARI-FG of {of('attention_clevr', 1, 'ari_fg')}.")
+    assert said in (TOP / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_score_scene_by_scene_what_is_recorded(name, tmp_path): check(name, tmp_path)
 

@@ -94,10 +94,17 @@ def plain_background(image: Float[Tensor, "C H W"]) -> Bool[Tensor, "H W"]:
     return ((image - colour[..., None]).abs().amax(0) < .02) & one
 
 # %% ../../nbs/86_plots.ipynb #c011
+def _check_of(e: Decomposition, images: Float[Tensor, "B C H W"]) -> None:
+    "ValueError if a decomposition is of more pictures than these, or of pictures of another size."
+    if len(images) < len(e.masks) or images.shape[1:] != e.reconstruction.shape[1:]:
+        raise ValueError(f"images: {tuple(images.shape)}, but the decomposition is of pictures "
+                         f"{tuple(e.reconstruction.shape)}")
+
 def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, scores: list[float] | None = None,
                        size: float = .95, background: bool = True, alone: bool = True) -> Figure:
     """Scenes, reconstructions, segmentations, every slot masked and, if `alone`, unmasked; scores beside the
     rows. Without background, pixels of the border's one colour have no segment's colour."""
+    _check_of(e, images)
     b, k = e.masks.shape[:2]
     with plt.rc_context(STYLE):
         figure, axes = _grid(b, 3 + (1 + alone) * k, size)
@@ -121,6 +128,7 @@ def plot_iterations(images: Float[Tensor, "B C H W"], trace: list[Decomposition]
                     size: float = .95) -> Figure:
     """One scene at t = 0…T: reconstruction, segmentation, each slot's mean times its mask; -log p and KL if
     known."""
+    for e in trace: _check_of(e, images)
     k = trace[0].masks.shape[1]
     with plt.rc_context(STYLE):
         figure, axes = _grid(2 + k, len(trace) + 1, size)

@@ -141,6 +141,8 @@ def measure(c: IODINEConfig, mode: str, batch: int, steps: int = 3, threads: int
     """Median seconds of a training step, its peak memory in bytes, and the machine's matrix rate; `mode` is a
     gradient mode or `port`."""
     check_choice(mode, PASSES, "mode"); check_choice(precision, ("float32", "bfloat16"), "precision")
+    for name, n in (("batch", batch), ("steps", steps), ("threads", threads)):
+        if n < 1: raise ValueError(f"{name}: must be at least 1, is {n}")
     call = ("import json, sys; from iodine_nb.tools.speed import _measure; "
             "print(json.dumps(_measure(**json.load(sys.stdin))))")
     how = dict(mode=mode, batch=batch, threads=threads, device=device, precision=precision, compiled=compiled)
