@@ -107,7 +107,7 @@ def test_kill_minus_nine_thirty_times(tmp_path, data, monkeypatch):
     # so that the fork server can import what its children run
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
-    context.set_forkserver_preload(["small"])
+    context.set_forkserver_preload(["small", "torch._dynamo"])  # the first optimiser would import it: 1.5 s
     checkpoint, stamp = tmp_path / "killed/checkpoint.safetensors", None
     for _ in range(30):
         process = context.Process(target=train_alone, args=(tmp_path / "killed", data.path, 1_000_000))
