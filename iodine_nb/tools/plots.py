@@ -93,13 +93,13 @@ def plain_background(image: Float[Tensor, "C H W"]) -> Bool[Tensor, "H W"]:
     one = ((rim - colour).abs().amax(0) < .02).float().mean() >= .6
     return ((image - colour[..., None]).abs().amax(0) < .02) & one
 
-# %% ../../nbs/86_plots.ipynb #c011
 def _check_of(e: Decomposition, images: Float[Tensor, "B C H W"]) -> None:
     "ValueError if a decomposition is of more pictures than these, or of pictures of another size."
     if len(images) < len(e.masks) or images.shape[1:] != e.reconstruction.shape[1:]:
         raise ValueError(f"images: {tuple(images.shape)}, but the decomposition is of pictures "
                          f"{tuple(e.reconstruction.shape)}")
 
+# %% ../../nbs/86_plots.ipynb #c011
 def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, scores: list[float] | None = None,
                        size: float = .95, background: bool = True, alone: bool = True) -> Figure:
     """Scenes, reconstructions, segmentations, every slot masked and, if `alone`, unmasked; scores beside the
