@@ -104,8 +104,7 @@ def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, score
                        size: float = .95, background: bool = True, alone: bool = True) -> Figure:
     """Scenes, reconstructions, segmentations, every slot masked and, if `alone`, unmasked; scores beside the
     rows. Without background, pixels of the border's one colour have no segment's colour."""
-    _check_of(e, images)
-    b, k = e.masks.shape[:2]
+    _check_of(e, images); b, k = e.masks.shape[:2]
     with plt.rc_context(STYLE):
         figure, axes = _grid(b, 3 + (1 + alone) * k, size)
         for i, row in enumerate(axes):
