@@ -19,7 +19,7 @@ from iodine_nb.scenes.clevr import Look, norb
 from iodine_nb.scenes.format import Batch, Generated, Loader, crop_and_resize
 from iodine_nb.scenes.sprites import recoloured, tetrominoes, textured
 from iodine_nb.tools.explorer import page_html
-from iodine_nb.tools.plots import plot_decomposition, plot_iterations
+from iodine_nb.tools.plots import plot_by_slot, plot_decomposition, plot_iterations
 from iodine_nb.tools.probes import dci
 from iodine_nb.tools.speed import measure
 from iodine_nb.tools.watch import figure_of
@@ -86,6 +86,7 @@ CALLS = [
     (lambda: measure(IODINEConfig(), "truncated", 2, threads=0), "threads: must be at least 1, is 0"),
     (lambda: plot_decomposition(GREY, DRAWN), r"images: \(2, 3, 8, 8\), but the decomposition is of"),
     (lambda: plot_decomposition(FOUR_PICTURES[:3], DRAWN), "images: .*, but the decomposition is of"),
+    (lambda: plot_by_slot(Batch(FOUR_PICTURES), {"by slot": DRAWN}), "batch: has no masks"),
     (lambda: plot_iterations(GREY, [DRAWN]), "images: .*, but the decomposition is of"),
     (lambda: page_html(TWICE), "models: w, w are not all of different names")]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOT_COLOURS', 'STYLE', 'CURVES', 'pics_folder', 'save', 'plot_scenes', 'plain_background', 'plot_decomposition',
-           'plot_iterations', 'in_nats', 'plot_traversals', 'plot_curves', 'drag']
+           'by_slot', 'plot_by_slot', 'plot_iterations', 'in_nats', 'plot_traversals', 'plot_curves', 'drag']
 
 # %% ../../nbs/86_plots.ipynb #c002
 import base64, html, io, json, math, os
@@ -15,16 +15,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML
-from jaxtyping import Bool, Float
-from matplotlib.colors import ListedColormap
+from jaxtyping import Bool, Float, Int
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from ..core import book_folder, whole_file
-from ..scenes.format import Scenes, mask_known
+from ..scenes.format import Batch, Scenes, mask_known
 from ..training.fit import Record
-from ..training.metrics import Decomposition
+from ..training.metrics import Decomposition, segmentation_scores
 
 # %% ../../nbs/86_plots.ipynb #c005
 SLOT_COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255",
@@ -121,6 +121,31 @@ def plot_decomposition(images: Float[Tensor, "B C H W"], e: Decomposition, score
     return figure
 
 def _colour(slot: int) -> str: return SLOT_COLOURS[slot % len(SLOT_COLOURS)]
+
+# %% ../../nbs/86_plots.ipynb #86b50002
+def by_slot(segmentation: Int[Tensor, "*B"], objects: Bool[Tensor, "*B"]) -> Float[Tensor, "*B 3"]:
+    "Every pixel in the colour of its slot, pale where there is no object."
+    colours = torch.tensor([to_rgb(c) for c in SLOT_COLOURS])[segmentation.cpu() % len(SLOT_COLOURS)]
+    return torch.where(objects.cpu()[..., None], colours, 1 - .2 * (1 - colours))
+
+# %% ../../nbs/86_plots.ipynb #86b50003
+def plot_by_slot(batch: Batch, found: dict[str, Decomposition], drawn: bool = True) -> Figure:
+    """Scenes in columns: what the first decomposition draws, then of each which slot has which pixel, with
+    its ARI-FG below. ValueError without masks."""
+    if batch.mask is None: raise ValueError("batch: has no masks, and this figure needs them")
+    for e in found.values(): _check_of(e, batch.image)
+    rows = {"scene": batch.image} | ({"drawn": next(iter(found.values())).reconstruction} if drawn else {})
+    rows |= {name: by_slot(e.segmentation, batch.mask > 0).movedim(-1, 1) for name, e in found.items()}
+    with plt.rc_context(STYLE):
+        figure, axes = _grid(len(rows), n := len(batch.image), min(7 / n, 2.3))
+        figure.set_layout_engine("constrained")
+        for line, (name, pictures) in zip(axes, rows.items()):
+            for ax, picture in zip(line, pictures): _picture(ax, picture)
+            line[0].set_ylabel(name, fontsize=12)
+        for line, e in zip(axes[1 + drawn:], found.values()):
+            for ax, score in zip(line, segmentation_scores(batch.mask, e.segmentation)["ari_fg"]):
+                ax.set_xlabel(f"{score:.2f}", fontsize=12)
+    return figure
 
 # %% ../../nbs/86_plots.ipynb #c013
 def plot_iterations(images: Float[Tensor, "B C H W"], trace: list[Decomposition], scene: int = 0,
