@@ -385,7 +385,7 @@ def watch(run: tyro.conf.Positional[Path], browser: bool = False, once: bool = F
 def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | None] = None,
           scenes: int = 320, seeds: int = 3, slots: int | None = None, iterations: int | None = None,
           restarts: int = 1, descent: int = 0, kl_weight: float = 1., device: str | None = None,
-          by: Literal["masks", "explanation"] = "masks", out: Path | None = None) -> None:
+          by: Literal["masks", "explanation", "background"] = "masks", out: Path | None = None) -> None:
     """Score weights on a scene file, by the score of their kind of model.
 
     Args:
@@ -398,7 +398,8 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         restarts: infer each image so many times and keep the run with the lowest loss
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
-        by: whether a pixel goes to the slot with the largest mask or to the one that explains it best
+        by: which slot a pixel goes to: masks, that with the largest mask; explanation, that which explains it
+            best; background, the background's if that draws it as well, and else by masks
         device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
         out: write the scores as JSON too
     """

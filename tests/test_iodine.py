@@ -216,6 +216,27 @@ def test_explanation_asks_the_pixel():
     assert torch.equal(e._replace(mask_logits=other).segmentation, (other[:, 1, 0] > other[:, 0, 0]).long())
 
 
+def test_the_background_has_what_it_draws_as_well():
+    "Slots 0 and 1 have a row each, three pixels white, and draw grey in the other; slot 2 draws black."
+    model = build(IODINEConfig((1, 2, 8), 3, 3, iterations=1))
+    means, logits = torch.zeros(1, 3, 1, 2, 8).double(), torch.zeros(1, 3, 1, 2, 8).double()
+    means[:, 0, :, 0, :3], means[:, 1, :, 1, 5:], means[:, 0, :, 1], means[:, 1, :, 0] = 1, 1, .5, .5
+    logits[:, 0, :, 0] = logits[:, 1, :, 1] = 1
+    start, z = model.start(1, 3, None), torch.zeros(1, 3, 3).double()
+    empty = model.evaluate(torch.zeros(1, 1, 2, 8).double(), start, z)
+    read = lambda image, drawn: empty._replace(means=drawn, mask_logits=logits,
+                                               mixture=model.mixture(image, drawn, logits, .1))
+    image = torch.stack([means[:, 0, :, 0], means[:, 1, :, 1]], 2)
+    e = read(image, means)
+    assert e.segmentation.tolist() == [[[0] * 8, [1] * 8]]
+    assert e.background_first.tolist() == [[[0, 0, 0, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 1, 1, 1]]]
+    means[0, 0, 0, 0, 5] = .05  # slot 2, which draws 0, loses (.1 x - .0025) / .02 nats at x
+    for value, slot in ((.044, 2), (.046, 0)):  # .095 and .105 nats
+        image[0, 0, 0, 5] = value
+        assert read(image, means).background_first[0, 0, 5] == slot
+
+
+
 # the paper's five, through which "gradients are not propagated" (appendix B)
 CUT = {"means_gradient", "mask_gradient", "pixel_likelihood", "leave_one_out", "posterior_gradient"}
 

@@ -54,10 +54,10 @@ def test_mean_iou_by_hand():
     assert abs(mean_iou(contingency(true, predicted, 3, 6)).item() - (2 / 4 + 1 / 2) / 2) < 1e-12
 
 
-def test_scores_by_masks_or_by_explanation():
+def test_scores_by_masks_by_explanation_and_with_the_background_first():
     truth = torch.tensor([[[0, 1, 1], [0, 2, 2]]])
     last = SimpleNamespace(segmentation=torch.zeros_like(truth), explanation=truth,
-                           reconstruction=torch.full((1, 3, 2, 3), .5))
+                           background_first=2 - truth, reconstruction=torch.full((1, 3, 2, 3), .5))
     model, batch = (SimpleNamespace(infer=lambda images, generator=None: [None, last]),
                     Batch(torch.zeros(1, 3, 2, 3), truth.byte()))
     by_masks, by_explanation = (decomposition_scores(model, batch),
@@ -65,8 +65,12 @@ def test_scores_by_masks_or_by_explanation():
     assert (by_masks["ari_fg"].item() == 0
             and by_explanation["ari_fg"].item() == by_explanation["ari"].item() == 1)
     assert by_masks["mse"].item() == by_explanation["mse"].item() == .25
-    with pytest.raises(ValueError, match="by: must be masks or explanation, is 'colour'"):
+    assert decomposition_scores(model, batch, by="background")["ari"].item() == 1
+    with pytest.raises(ValueError, match="by: must be 'masks' or 'explanation' or 'background', is 'colour'"):
         decomposition_scores(model, batch, by="colour")
+    del last.background_first
+    with pytest.raises(ValueError, match="masks only, and no likelihood of pixels that background could ask"):
+        decomposition_scores(model, batch, by="background")
 
 
 def test_a_baseline_is_scored_as_any_model_is(tmp_path):
@@ -163,8 +167,9 @@ def test_scores_in_words():
     assert score_table({"z": [1.], "mse": [.25, .75], "ari_fg": [1., 1.]}) == (
         "ARI-FG   1.0000 ± 0.0000\nMSE      0.5000 ± 0.2500\nz        1.0000")
     assert [way_of(k) for k in ("best_of_1", "best_of_3_descent_20", "best_of_10_iterations_5_kl_0.5",
-                                "best_of_1_explanation")] == [
-        "single runs", "best of 3, descent 20", "best of 10, T = 5, KL × 0.5", "best of 1, by explanation"]
+                                "best_of_1_explanation", "best_of_3_background")] == [
+        "single runs", "best of 3, descent 20", "best of 10, T = 5, KL × 0.5", "best of 1, by explanation",
+        "best of 3, background first"]
     assert mean_and_spread([.5]) == "0.500" and mean_and_spread([0., 1.], 2) == "0.50 ± 0.50"
     card = {"a": {"best_of_1": dict(ari_fg=[.5], ari=[.25], miou=[1.], mse=[.00123, .00123])}}
     row = "| a | single runs | 0.500 | 0.250 | 1.000 | 0.0012 ± 0.0000 |"
