@@ -399,7 +399,7 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
         by: which slot a pixel goes to: masks, that with the largest mask; explanation, that which explains it
-            best; background, the background's if that draws it as well, and else by masks
+            best; background, by masks, but the background's slot has what it draws as well as that one
         device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
         out: write the scores as JSON too
     """
