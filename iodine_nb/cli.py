@@ -398,8 +398,7 @@ def eval_(weights: tyro.conf.Positional[str], data: tyro.conf.Positional[Path | 
         restarts: infer each image so many times and keep the run with the lowest loss
         descent: after the last iteration, go on with so many steps of Adam on the model's own loss
         kl_weight: multiplies the model's own weight of the KL, in refining and in choosing between restarts
-        by: which slot a pixel goes to: masks, that with the largest mask; explanation, that which explains it
-            best; background, by masks, but the background's slot has what it draws as well as that one
+        by: the largest mask; the best explanation; or masks, but the background has all it draws as well
         device: cpu, cuda, cuda:1 or mps; the fastest there is if not said
         out: write the scores as JSON too
     """

@@ -88,8 +88,6 @@ class _State(NamedTuple):
     loss: Float[Tensor, "B"]  # -log p(x|z) + kl_weight · Σ_k KL
 
 # %% ../../nbs/14_iodine.ipynb #c007x
-AS_WELL = .1  # nats a pixel that a slot may draw it worse by and still draw it as well as another
-
 class Evaluation(_State):
     "The model's state at one iteration, and what it shows of the scene."
     __slots__ = ()
@@ -112,16 +110,19 @@ class Evaluation(_State):
         "The slot that most probably made the pixel as it is: the largest m_k p(x_i | μ_k)."
         return self.mixture.log_joint[:, :, 0].argmax(1)
 
-    @property
-    def background_first(self) -> Int[Tensor, "B H W"]:
-        """`segmentation`, but one slot, the background, has every pixel that it draws as well: its
-        log p(x_i | μ_k) is at most .1 nats below the owner's. It is the slot that draws most pixels so."""
-        log_p, owner = self.mixture.log_components[:, :, 0], self.segmentation[:, None]
-        as_well = log_p >= log_p.gather(1, owner) - AS_WELL
-        background = as_well.sum((2, 3), keepdim=True).argmax(1, keepdim=True)
-        return torch.where(as_well.gather(1, background.expand_as(owner)), background, owner)[:, 0]
-
     def detached(self) -> "Evaluation": return each_tensor(self, Tensor.detach)
+
+# %% ../../nbs/14_iodine.ipynb #c007y1
+AS_WELL = .1  # nats a pixel that a slot may draw it worse by and still draw it as well as another
+
+@patch(as_prop=True)
+def background_first(self: Evaluation) -> Int[Tensor, "B H W"]:
+    """`segmentation`, but one slot, the background, has every pixel that it draws as well: its
+    log p(x_i | μ_k) is at most .1 nats below the owner's. It is the slot that draws most pixels so."""
+    log_p, owner = self.mixture.log_components[:, :, 0], self.segmentation[:, None]
+    as_well = log_p >= log_p.gather(1, owner) - AS_WELL
+    background = as_well.sum((2, 3), keepdim=True).argmax(1, keepdim=True)
+    return torch.where(as_well.gather(1, background.expand_as(owner)), background, owner)[:, 0]
 
 # %% ../../nbs/14_iodine.ipynb #c007z
 @patch
